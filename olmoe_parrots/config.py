@@ -1,0 +1,110 @@
+"""OLMo's model and training configs with the fields of OLMoE's MoE branch under OLMoE's names, and a few of ours.
+
+Our own fields are marked so; every other keeps the meaning that OLMo or OLMoE gives it.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+
+from olmo.config import ModelConfig as OLMoModelConfig
+from olmo.config import StrEnum
+from olmo.config import TrainConfig as OLMoTrainConfig
+from olmo.config import WandbConfig as OLMoWandbConfig
+
+OLMOE_MLP_IMPLEMENTATIONS = ("sparse", "grouped")
+"""OLMoE's own values of ``moe_mlp_impl``: two MegaBlocks kernels for one and the same function."""
+
+
+class BlockType(StrEnum):
+    """OLMo's block types and OLMoE's ``moe``."""
+
+    sequential = "sequential"
+    llama = "llama"
+    moe = "moe"
+
+
+@dataclass
+class ModelConfig(OLMoModelConfig):
+    """OLMo's ``ModelConfig`` plus mixture-of-experts fields; defaults as in OLMoE's branch of OLMo."""
+
+    block_type: BlockType = BlockType.sequential  # type: ignore[assignment]
+
+    moe_num_experts: int = 8
+    """Experts in each layer."""
+
+    moe_top_k: int = 2
+    """Experts that each token visits."""
+
+    moe_mlp_impl: str = "sparse"
+    """How the experts are computed: ``auto``, ``grouped`` (torch's grouped_mm), ``megablocks`` or ``loop``. OLMoE's
+    ``sparse`` (MegaBlocks' block-sparse kernels) computes the same function and runs as ``auto``."""
+
+    moe_log_expert_assignment: bool = False
+    """Log each layer's share of tokens per expert to wandb too; ``metrics.jsonl`` has it always."""
+
+    moe_shared_expert: bool = False
+    """One more expert that every token visits, added to the chosen ones."""
+
+    moe_lbl_in_fp32: bool = False
+    """Whether the load-balancing loss averages router probabilities in float32, or in the compute precision."""
+
+    moe_loss_weight: float = 0.1
+    """Weight of the load-balancing loss."""
+
+    moe_zloss_weight: float | None = None
+    """Weight of the router z-loss; ``None`` is no z-loss."""
+
+    moe_dropless: bool = True
+    """Whether every token reaches every expert it chose; if not, ``moe_capacity_factor`` limits each expert."""
+
+    moe_capacity_factor: float = 1.25
+    """An expert takes at most k·T·factor/E assignments of a forward pass. Only without ``moe_dropless``."""
+
+    moe_expert_model_parallelism: bool = False
+    """In older public OLMoE configs. Refused when true: experts are sharded with the rest of the model by FSDP."""
+
+    moe_normalize_expert_weights: bool = False
+    """Ours: divide the weights of the k chosen experts by their sum, as Mixtral does (OLMoE does not)."""
+
+    moe_lbl_global_batch: bool = False
+    """Ours: take the load-balancing loss's token counts over the global batch instead of one micro-batch of one rank.
+    The loss is then independent of ranks and micro-batches. Costs one all-reduce of layers x experts numbers a step,
+    and with several micro-batches one more forward pass without gradient over each."""
+
+    @property
+    def moe_backend(self) -> str:
+        """The backend of :mod:`olmoe_parrots.moe.experts` that ``moe_mlp_impl`` names."""
+        return "auto" if self.moe_mlp_impl == "sparse" else self.moe_mlp_impl
+
+
+@dataclass
+class WandbConfig(OLMoWandbConfig):
+    """OLMo's, without its default of AI2's own wandb entity."""
+
+    entity: str | None = None
+    tags: list[str] | None = field(default_factory=list)
+
+
+@dataclass
+class TrainConfig(OLMoTrainConfig):
+    """OLMo's ``TrainConfig`` with our model config and a name for the data set."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    wandb: WandbConfig | None = None
+
+    data_folder: str | None = None
+    """Ours: a folder written by ``data_prep``; the shipped configs derive every data path from it."""
+
+    flops_available: float | None = None
+    """Ours: peak FLOP/s of one device in the training precision, for MFU; looked up by device name when unset."""
+
+
+def load_train_config(path: str, overrides: list[str] | None = None, validate_paths: bool = True) -> TrainConfig:
+    """Read a YAML file and apply ``key.subkey=value`` overrides.
+
+    :raises olmo.exceptions.OLMoConfigurationError: for an unknown key or a value of the wrong type.
+    """
+    with warnings.catch_warnings():
+        # OLMo (olmo/config.py:104) registers its resolvers by a name that OmegaConf 2.4 deprecates
+        warnings.filterwarnings("ignore", message="register_new_resolver", category=UserWarning)
+        return TrainConfig.load(path, overrides, validate_paths=validate_paths)

@@ -1,0 +1,96 @@
+"""OLMo with mixture-of-experts blocks.
+
+:func:`build_model` gives OLMo's own dense model for a dense config and :class:`MoEOLMo` for a MoE one; both answer with
+:class:`ModelOutput`, and both know their FLOPs from closed formulas.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from olmo.model import OLMo, OLMoBlockGroup
+from torch import Tensor, nn
+
+from .accounting import ModelShape
+from .config import BlockType, ModelConfig
+from .moe.block import Collect, MoEBlock
+from .moe.router import RoutingStatistics
+
+
+class ModelOutput(NamedTuple):
+    """OLMo's output (olmo/model.py:974) and the routing of the same forward pass."""
+
+    logits: Tensor
+    """(batch, sequence, vocabulary)"""
+    attn_key_values: list[tuple[Tensor, Tensor]] | None
+    hidden_states: tuple[Tensor, ...] | None
+    routing: list[RoutingStatistics] | None
+    """One entry a MoE layer; ``None`` for a dense model."""
+
+
+class ParrotsOLMo(OLMo):
+    """OLMo with FLOPs that count the tied output matrix and only the experts a token visits."""
+
+    config: ModelConfig
+
+    @property
+    def num_fwd_flops(self) -> int:
+        """Forward FLOPs per token (OLMo's, at olmo/model.py:1572, leaves out the tied output matrix)."""
+        return ModelShape.from_config(self.config).flops_per_token() // 3
+
+    @property
+    def num_bck_flops(self) -> int:
+        """Backward FLOPs per token: twice the forward's."""
+        return 2 * self.num_fwd_flops
+
+
+class DenseOLMo(ParrotsOLMo):
+    """OLMo's own dense model; only the type of its output differs."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:  # type: ignore[override]
+        return ModelOutput(*super().forward(*args, **kwargs), routing=None)
+
+
+class MoEOLMo(ParrotsOLMo):
+    """OLMo whose blocks are :class:`~olmoe_parrots.moe.block.MoEBlock`."""
+
+    def __init__(self, config: ModelConfig, init_params: bool = True) -> None:
+        # OLMo.__init__ builds dense blocks (olmo/model.py:1101): one, without memory, and then ours in its place
+        scaffold = replace(config, block_type=BlockType.sequential, n_layers=1, block_group_size=1, init_device="meta")
+        super().__init__(scaffold, init_params=False)
+        device = config.init_device
+        if device != "meta":
+            self.to_empty(device=device or "cpu")
+        self.config = config
+        blocks = [MoEBlock(i, config, self._OLMo__cache) for i in range(config.n_layers)]
+        if config.block_group_size > 1:
+            size = config.block_group_size
+            groups = [OLMoBlockGroup(config, i, blocks[i : i + size]) for i in range(0, config.n_layers, size)]
+            del self.transformer["blocks"]
+            self.transformer["block_groups"] = nn.ModuleList(groups)
+        else:
+            self.transformer["blocks"] = nn.ModuleList(blocks)
+        if init_params and device != "meta":
+            self.reset_parameters()
+
+    def forward(self, *args: Any, use_cache: bool = False, **kwargs: Any) -> ModelOutput:  # type: ignore[override]
+        wanted = Collect.ROUTING | (Collect.KEYS_VALUES if use_cache else Collect.NOTHING)
+        logits, collected, hidden_states = super().forward(*args, use_cache=wanted, **kwargs)
+        keys_values = [block.keys_values for block in collected] if use_cache else None
+        return ModelOutput(logits, keys_values, hidden_states, [block.statistics for block in collected])
+
+
+def build_model(config: ModelConfig, init_params: bool = True) -> ParrotsOLMo:
+    """The model that a config describes, on ``config.init_device`` (the CPU when unset).
+
+    :raises olmo.exceptions.OLMoConfigurationError: when OLMo refuses the combination of options.
+    """
+    model_class = MoEOLMo if config.block_type == BlockType.moe else DenseOLMo
+    return model_class(config, init_params=init_params)
+
+
+def initialize(model: nn.Module, seed: int) -> None:
+    """Draw all initial weights of an unwrapped model from ``seed`` alone, whatever was drawn before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.reset_parameters()  # type: ignore[operator]

@@ -1,0 +1,144 @@
+"""The one place that works round OLMo. Every entry names the OLMo line it stands in for, and why.
+
+Line numbers are of ai2-olmo 0.6.0; :func:`apply` refuses any other version, so that none of this is ever applied to
+code it was not written for.
+"""
+
+import io
+import logging
+import pickle
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import PosixPath
+from typing import Any
+
+import numpy as np
+import olmo.checkpoint
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+
+from .errors import InputError
+
+OLMO_VERSION = "0.6.0"
+METADATA_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+METADATA_GLOBALS = {
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch._utils", "_rebuild_device"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"),
+    ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
+    ("collections", "OrderedDict"),
+    ("builtins", "getattr"),
+    ("pathlib", "PosixPath"),
+}
+
+
+def apply() -> None:
+    """Apply every workaround; calling it again changes nothing.
+
+    :raises InputError: when another version of OLMo is installed.
+    """
+    installed = version("ai2-olmo")
+    if installed != OLMO_VERSION:
+        remedy = f"pip install ai2-olmo=={OLMO_VERSION}"
+        raise InputError("ai2-olmo", f"version {installed} is installed, this code fits {OLMO_VERSION}", remedy)
+    _load_trainer_state_weights_only()
+    _keep_state_on_the_cpu()
+    _read_sharded_checkpoints()
+    _silence_cuda_autocast_warnings()
+
+
+def _load_trainer_state_weights_only() -> None:
+    """olmo/checkpoint.py:316 calls ``torch.load`` on ``train.pt``, whose checkpoint lists and numpy random state are
+    not among the types that torch loads from untrusted files. These four hold plain data."""
+    reconstruct = np.zeros(1).__reduce__()[0]
+    dtypes = [type(np.dtype(np.uint32))]
+    torch.serialization.add_safe_globals([PosixPath, reconstruct, np.ndarray, np.dtype, *dtypes])
+
+
+def _keep_state_on_the_cpu() -> None:
+    """olmo/checkpoint.py:133,177,638,694 ask FSDP to offload state to the CPU; with the model already there torch
+    crashes (``_state_dict_utils``) on two ranks."""
+    if torch.cuda.is_available():
+        return
+    for name in (
+        "FullStateDictConfig",
+        "FullOptimStateDictConfig",
+        "ShardedStateDictConfig",
+        "ShardedOptimStateDictConfig",
+    ):
+        original = getattr(olmo.checkpoint, name)
+        if isinstance(original, type):
+            setattr(olmo.checkpoint, name, _without_offload(original))
+
+
+def _without_offload(config_class: type) -> Callable[..., Any]:
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return config_class(*args, **{**kwargs, "offload_to_cpu": False})
+
+    return build
+
+
+def _read_sharded_checkpoints() -> None:
+    """olmo/checkpoint.py:409: the reader lacks two methods that torch made abstract since, and unpickles."""
+    olmo.checkpoint.RemoteFileSystemReader = SafeFileSystemReader  # type: ignore[misc]
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module in METADATA_MODULES or (module, name) in METADATA_GLOBALS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"a checkpoint's metadata may not refer to {module}.{name}")
+
+
+class SafeFileSystemReader(olmo.checkpoint.RemoteFileSystemReader):
+    """OLMo's reader of sharded checkpoints for current torch, which runs no code that a checkpoint names."""
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Part of torch's ``StorageReader`` since 2.3: forget what was read."""
+        self.storage_data = {}
+        if checkpoint_id is not None:
+            self.path = str(checkpoint_id).rstrip("/")
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Part of torch's ``StorageReader`` since 2.3: any path or URL that OLMo reads will do."""
+        return isinstance(checkpoint_id, (str, PosixPath))
+
+    def read_metadata(self) -> Metadata:
+        """The ``.metadata`` file, admitting only the types that torch writes there."""
+        if self._metadata is None:
+            path = olmo.checkpoint.resource_path(self.path, ".metadata", local_cache=self.cache)
+            with path.open("rb") as file:
+                self._metadata = _MetadataUnpickler(file).load()
+        return self._metadata
+
+    def _get_content_for_read(self, read_item: ReadItem) -> tuple[ReadItem, bytes]:
+        item, content = super()._get_content_for_read(read_item)
+        if item.type == LoadItemType.BYTE_IO:
+            # torch's planner unpickles these freely: what passes here holds plain data only
+            torch.load(io.BytesIO(content), weights_only=True)
+        return item, content
+
+
+def _silence_cuda_autocast_warnings() -> None:
+    """olmo/train.py:799,903 enter ``torch.autocast("cuda")`` on every device; elsewhere it does nothing but warn.
+    The autocast that counts is entered in :meth:`olmoe_parrots.trainer.ParrotsTrainer.model_forward`."""
+    for message in (
+        "User provided device_type of 'cuda'",
+        "In CUDA autocast",
+        "`torch.cpu.amp",
+        "FSDP is switching to use `NO_SHARD`",
+        "The `NO_SHARD` sharding strategy is deprecated",
+        "`torch.distributed.checkpoint",
+        "FSDP.state_dict_type",
+        "FSDP.set_state_dict_type",
+        "Please use DTensor instead",
+        "`load_state_dict` is deprecated",
+        "`save_state_dict` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message.replace("(", r"\(") + ".*")
+    logging.getLogger("torch.distributed.fsdp").setLevel(logging.ERROR)

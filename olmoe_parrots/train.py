@@ -1,0 +1,211 @@
+"""Train one model: ``torchrun -m olmoe_parrots.train CONFIG [--key=value ...]``, or with plain ``python -m``.
+
+The config file is OLMo's, with OLMoE's ``moe_*`` fields; every option can be overridden on the command line.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import report_and_exit
+from .preflight import check, config_error, read_config_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from .checkpoint import Checkpoint
+    from .config import TrainConfig
+    from .trainer import ParrotsTrainer
+
+log = logging.getLogger("olmoe_parrots")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m olmoe_parrots.train", description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="a YAML file, such as configs/moe_d512_e16.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="--key=value", help="options of the config, dotted when nested")
+    args, rest = parser.parse_known_args(argv)
+    overrides = read_config_text(args.config, [*args.overrides, *rest])
+    _set_up_logging()
+    cfg = _load(args.config, overrides)
+    resume_from = check(cfg, args.config, world_size())
+    return _run(cfg, resume_from)
+
+
+def world_size() -> int:
+    """Ranks of this run, as torchrun says; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks and writes for the run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _set_up_logging() -> None:
+    level = logging.INFO if is_first_rank() else logging.ERROR
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    log.setLevel(level)
+
+
+def _load(path: str, overrides: list[str]) -> "TrainConfig":
+    import torch
+    from olmo.exceptions import OLMoConfigurationError
+
+    from .config import load_train_config
+
+    try:
+        cfg = load_train_config(path, overrides)
+    except (OLMoConfigurationError, FileNotFoundError, TypeError, ValueError) as error:
+        raise config_error(path, error, overrides) from None
+    told = any(override.startswith("precision=") for override in overrides)
+    if cfg.precision is None or (not told and not torch.cuda.is_available() and cfg.precision != "fp32"):
+        if cfg.precision is not None:
+            log.info("no CUDA device: training in fp32 instead of %s (say --precision= to insist)", cfg.precision)
+        cfg.precision = "fp32"
+    cfg.model.precision = cfg.precision
+    return cfg
+
+
+def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
+    import torch.distributed as dist
+    from olmo.torch_util import seed_all
+
+    from . import olmo_compat
+    from .distributed import start_process_group
+
+    olmo_compat.apply()
+    device = start_process_group()
+    seed_all(cfg.seed)
+    cfg.device_train_batch_size = cfg.global_train_batch_size // world_size()
+    cfg.device_train_microbatch_size = min(cfg.device_train_microbatch_size, cfg.device_train_batch_size)
+    cfg.device_train_grad_accum = cfg.device_train_batch_size // cfg.device_train_microbatch_size
+    _claim_save_folder(cfg, resume_from, device)
+    try:
+        with _build_trainer(cfg, device) as trainer:
+            _restore(trainer, cfg, resume_from)
+            if not cfg.dry_run:
+                _train(trainer, cfg)
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", device: "torch.device") -> None:
+    """Write the run's config and provenance (rank 0) before anything else is."""
+    from olmo.torch_util import barrier
+
+    from .provenance import describe
+
+    folder = Path(cfg.save_folder)
+    if is_first_rank():
+        folder.mkdir(parents=True, exist_ok=True)
+        # the order of the data, which OLMo works out anew at each start and refuses to replace
+        shutil.rmtree(folder / "train_data", ignore_errors=True)
+        resumes = resume_from is not None and resume_from.path.parent == folder.resolve()
+        suffix = f".step{resume_from.step}" if resume_from is not None and resumes else ""
+        cfg.save(folder / f"config{suffix}.yaml")
+        record = json.dumps(describe(str(device), world_size()), indent=2)
+        (folder / f"provenance{suffix}.json").write_text(record + "\n", encoding="utf-8")
+        if cfg.save_overwrite and not resumes:
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+    barrier()
+
+
+def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTrainer":
+    import torch
+    from olmo.data import build_train_dataloader
+    from olmo.eval import build_evaluators
+    from olmo.optim import build_optimizer, build_scheduler
+
+    from .distributed import wrap
+    from .metrics import MetricsFile, peak_flops
+    from .model import build_model
+    from .trainer import ParrotsTrainer
+
+    train_loader = build_train_dataloader(cfg)
+    evaluators = build_evaluators(cfg, device) if cfg.evaluators else []
+    model = build_model(cfg.model, init_params=False)
+    if is_first_rank():
+        log.info("%s: %s parameters on %s, %d rank(s)", cfg.run_name, f"{model.num_params():,}", device, world_size())
+    model.set_activation_checkpointing(cfg.activation_checkpointing)
+    if cfg.compile is not None:
+        for block in model.transformer.get("blocks", model.transformer.get("block_groups", [])):
+            block.compile(**cfg.compile.asdict())
+    dist_model = wrap(model, cfg, device)
+    optim = build_optimizer(cfg, dist_model)
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return ParrotsTrainer(
+        cfg=cfg,
+        epoch=cfg.epoch,
+        model=model,
+        dist_model=dist_model,  # type: ignore[arg-type]
+        optim=optim,
+        scheduler=build_scheduler(cfg),
+        train_loader=train_loader,
+        device=device,
+        evaluators=evaluators,
+        metrics_file=MetricsFile(Path(cfg.save_folder) / "metrics.jsonl") if is_first_rank() else None,
+        flops_available=cfg.flops_available or peak,
+    )
+
+
+def _restore(trainer: "ParrotsTrainer", cfg: "TrainConfig", resume_from: "Checkpoint | None") -> None:
+    load_path = str(resume_from.path) if resume_from is not None else cfg.load_path
+    if load_path is not None:
+        log.info("loading %s", load_path)
+        trainer.restore_checkpoint(
+            load_path,
+            load_optimizer_state=not cfg.reset_optimizer_state,
+            load_trainer_state=not cfg.reset_trainer_state,
+            sharded_checkpointer=cfg.load_path_sharded_checkpointer,
+        )
+    elif not cfg.no_pre_train_checkpoint:
+        from olmo.config import CheckpointType, DistributedStrategy
+
+        fsdp = cfg.distributed_strategy == DistributedStrategy.fsdp
+        trainer.save_checkpoint(CheckpointType.sharded if fsdp else CheckpointType.unsharded)
+    if cfg.force_save_unsharded:
+        from olmo.config import CheckpointType
+
+        trainer.save_checkpoint(CheckpointType.unsharded)
+
+
+def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:
+    import wandb
+
+    from .metrics import Progress
+
+    folder = Path(cfg.save_folder)
+    if cfg.save_data_indices:
+        indices = folder / "data-indices" / f"rank{os.environ.get('RANK', '0')}.tsv"
+        indices.parent.mkdir(parents=True, exist_ok=True)
+        trainer.indices_file = indices.open("a", encoding="utf-8")
+    if is_first_rank():
+        trainer.progress = Progress(trainer.max_steps, trainer.global_step, cfg.run_name or folder.name)
+        if cfg.wandb is not None:
+            wandb.init(
+                dir=str(folder),
+                project=cfg.wandb.project,
+                entity=cfg.wandb.entity,
+                group=cfg.wandb.group,
+                name=cfg.wandb.name or cfg.run_name,
+                tags=cfg.wandb.tags,
+                config=cfg.asdict(exclude=["wandb"]),
+            )
+    started_at = trainer.global_step
+    trainer.fit()
+    if trainer.progress is not None:
+        message = f"trained to step {trainer.global_step}: checkpoints and metrics.jsonl are in {folder}"
+        if trainer.global_step == started_at:
+            message = f"nothing to do: {folder} is trained up to step {started_at} of {trainer.max_steps}"
+        trainer.progress.say(message)
+
+
+if __name__ == "__main__":
+    report_and_exit(main)

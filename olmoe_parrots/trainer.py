@@ -1,0 +1,231 @@
+"""OLMo's trainer with auxiliary losses and routing metrics, on any device.
+
+Nothing of OLMo's loop is rewritten: each method below adds to the one it overrides.
+"""
+
+import random
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from olmo.torch_util import get_global_rank, get_world_size, move_to_device
+from olmo.train import Trainer
+from torch import Tensor
+
+from .config import BlockType, TrainConfig
+from .metrics import MetricsFile, Progress, routing_row
+from .model import ModelOutput, ParrotsOLMo
+from .moe.losses import load_balancing_loss, router_z_loss
+from .moe.router import RoutingStatistics
+
+RENAMED = {
+    "optim/learning_rate_group0": "optim/learning_rate",
+    "throughput/device/tokens_per_second": "throughput/device_tokens_per_second",
+}
+
+
+@dataclass
+class StepRouting:
+    """Routing of one optimizer step on this rank, summed over its micro-batches."""
+
+    load_balancing_loss: Tensor
+    z_loss: Tensor
+    tokens_per_expert_LE: Tensor
+
+    def reduce(self) -> None:
+        """Losses to their mean and counts to their sum over the ranks."""
+        if get_world_size() > 1:
+            for loss in (self.load_balancing_loss, self.z_loss):
+                dist.all_reduce(loss)
+                loss.div_(get_world_size())
+            dist.all_reduce(self.tokens_per_expert_LE)
+
+
+@dataclass
+class ParrotsTrainer(Trainer):
+    """``metrics_file`` and ``progress`` are given on rank 0 only."""
+
+    cfg: TrainConfig
+    model: ParrotsOLMo
+    metrics_file: MetricsFile | None = None
+    progress: Progress | None = None
+    flops_available: float | None = None
+    _routing: list[RoutingStatistics] | None = None
+    _step_routing: StepRouting | None = None
+    _global_counts_LE: Tensor | None = None
+    _routing_rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.dist_model.register_forward_hook(self._keep_routing)
+
+    @property
+    def is_moe(self) -> bool:
+        return self.cfg.model.block_type == BlockType.moe
+
+    def _keep_routing(self, module: Any, args: Any, output: ModelOutput) -> None:
+        # OLMo's model_forward (olmo/train.py:720) reads the logits alone off the output
+        self._routing = output.routing
+
+    def fit(self) -> None:
+        """Train up to ``max_duration`` exactly (OLMo, at olmo/train.py:1103, would go ten steps further)."""
+        if self.cfg.stop_at is None:
+            self.cfg.stop_at = self.max_steps
+        if self.global_step >= self.cfg.stop_at:
+            return
+        super().fit()
+
+    def close(self, exit_code: int = 0) -> None:
+        if self.progress is not None:
+            self.progress.close()
+        if self.metrics_file is not None:
+            self.metrics_file.close()
+        super().close(exit_code)
+
+    # Devices: OLMo names CUDA at olmo/train.py:335,433,799,903.
+
+    def trainer_state_dict(self) -> dict[str, Any]:
+        if self.device.type == "cuda":
+            return super().trainer_state_dict()
+        return {
+            "epoch": self.epoch or 0,
+            "global_step": self.global_step,
+            "global_train_examples_seen_this_epoch": self.global_train_examples_seen_this_epoch,
+            "global_train_tokens_seen": self.global_train_tokens_seen,
+            "world_size": get_world_size(),
+            "checkpoints": self.checkpoints,
+            "unsharded_checkpoints": self.unsharded_checkpoints,
+            "ephemeral_checkpoints": self.ephemeral_checkpoints,
+            "rng": {
+                "python": random.getstate(),
+                "numpy": np.random.get_state(),
+                "torch": torch.random.get_rng_state(),
+            },
+        }
+
+    def restore_rng_state(self, rng_state: dict[str, Any]) -> None:
+        if self.device.type == "cuda" and "cuda" in rng_state:
+            super().restore_rng_state(rng_state)
+            return
+        random.setstate(rng_state["python"])
+        np.random.set_state(rng_state["numpy"])
+        torch.set_rng_state(rng_state["torch"])
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.device.type == "cuda" or self.cfg.autocast_precision == torch.float32:
+            return nullcontext()  # on CUDA OLMo has entered it already
+        return torch.autocast(self.device.type, dtype=self.cfg.autocast_precision)
+
+    def model_forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor]:
+        with self._autocast():
+            return super().model_forward(*args, **kwargs)
+
+    # Auxiliary losses.
+
+    def train_step(self, batch: dict[str, Any], reduce_global_loss: bool = True) -> dict[str, float]:
+        """OLMo's, and the auxiliary losses and routing of the step, over all ranks whenever the loss is."""
+        self._step_routing = None
+        metrics = super().train_step(batch, reduce_global_loss)
+        step_routing, self._step_routing = self._step_routing, None
+        self._routing_rows = []
+        if step_routing is not None and reduce_global_loss:
+            step_routing.reduce()
+            metrics["train/LoadBalancingLoss"] = step_routing.load_balancing_loss.item()
+            metrics["train/RouterZLoss"] = step_routing.z_loss.item()
+            counts = step_routing.tokens_per_expert_LE.tolist()
+            self._routing_rows = [routing_row(layer, row) for layer, row in enumerate(counts)]
+            if self.cfg.model.moe_log_expert_assignment:
+                for row in self._routing_rows:
+                    for expert, share in enumerate(row["share"]):
+                        metrics[f"routing/layer{row['layer']}/expert{expert}"] = share
+        return metrics
+
+    def train_batch(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        self._global_counts_LE = None
+        if self.is_moe and self.cfg.model.moe_lbl_global_batch:
+            micro_batches = self.split_batch(batch)
+            if len(micro_batches) > 1:
+                self._global_counts_LE = self._count_ahead(micro_batches)
+        return super().train_batch(batch)
+
+    def _count_ahead(self, micro_batches: list[dict[str, Any]]) -> Tensor:
+        """Tokens per expert (layers, E) over the global batch, before any of it is trained on."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        # dropout has to fall as it will in training
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices),
+            torch.autocast("cuda", enabled=self.device.type == "cuda", dtype=self.cfg.autocast_precision),
+        ):
+            counts = []
+            for micro_batch in micro_batches:
+                self.model_forward(move_to_device(micro_batch, self.device), loss_reduction="sum")
+                counts.append(_counts(self._take_routing()))
+            return self._over_ranks(torch.stack(counts).sum(dim=0))
+
+    def _over_ranks(self, counts_LE: Tensor) -> Tensor:
+        if get_world_size() > 1:
+            dist.all_reduce(counts_LE)
+        return counts_LE
+
+    def _take_routing(self) -> list[RoutingStatistics]:
+        routing, self._routing = self._routing, None
+        assert routing is not None, "a MoE model's forward pass answers with its routing"
+        return routing
+
+    def train_micro_batch(
+        self, micro_batch: dict[str, Any], batch_size_in_tokens: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """OLMo's loss, plus the weighted auxiliary losses in proportion to the micro-batch's share of the tokens."""
+        share = micro_batch["input_ids"].numel() / batch_size_in_tokens
+        loss, ce_loss, z_loss = super().train_micro_batch(micro_batch, batch_size_in_tokens)
+        if not self.is_moe:
+            return loss, ce_loss, z_loss
+        routing = self._take_routing()
+        counts_LE = _counts(routing)
+        global_counts_LE = self._global_counts_LE
+        if self.cfg.model.moe_lbl_global_batch and global_counts_LE is None:
+            global_counts_LE = self._over_ranks(counts_LE.clone())
+        load_balancing = load_balancing_loss(routing, tokens_per_expert_LE=global_counts_LE)
+        load_balancing = share * self.cfg.model.moe_loss_weight * load_balancing
+        router_z = share * (self.cfg.model.moe_zloss_weight or 0.0) * router_z_loss(routing)
+        self._add_to_step(StepRouting(load_balancing.detach(), router_z.detach(), counts_LE))
+        return loss + load_balancing + router_z, ce_loss, z_loss
+
+    def _add_to_step(self, part: StepRouting) -> None:
+        if (total := self._step_routing) is None:
+            self._step_routing = part
+        else:
+            total.load_balancing_loss += part.load_balancing_loss
+            total.z_loss += part.z_loss
+            total.tokens_per_expert_LE += part.tokens_per_expert_LE
+
+    # What a run says of itself.
+
+    def log_metrics_to_console(self, prefix: str, metrics: dict[str, float]) -> None:
+        """OLMo's one outlet for metrics, on rank 0: a row in ``metrics.jsonl`` and a step of the progress display."""
+        if get_global_rank() != 0 or self.metrics_file is None or self.progress is None:
+            return
+        row = {RENAMED.get(key, key): value for key, value in metrics.items() if key != "optim/learning_rate_group1"}
+        if "train/CrossEntropyLoss" in row:
+            if (rate := row.get("throughput/device_tokens_per_second")) is not None:
+                row["throughput/tokens_per_second"] = rate * get_world_size()
+                if self.flops_available:
+                    flops = self.model.num_fwd_flops + self.model.num_bck_flops
+                    row["throughput/mfu"] = rate * flops / self.flops_available
+            self.progress.update(self.global_step, row)
+            if self._routing_rows:
+                row["routing"] = self._routing_rows  # type: ignore[assignment]
+        elif any(key.startswith("eval/") for key in row):
+            shown = ", ".join(f"{key.removeprefix('eval/')} {value:.4f}" for key, value in row.items())
+            self.progress.say(f"evaluation at step {self.global_step}: {shown}")
+        else:
+            return
+        self.metrics_file.write({"step": self.global_step, "tokens": self.global_train_tokens_seen, **row})
+
+
+def _counts(routing: list[RoutingStatistics]) -> Tensor:
+    return torch.stack([layer.tokens_per_expert_E for layer in routing])
