@@ -33,6 +33,12 @@ class ParrotsOLMo(OLMo):
 
     config: ModelConfig
 
+    def reset_parameters(self) -> None:
+        """OLMo's (olmo/model.py:1169), which forgets the norm of the embeddings."""
+        super().reset_parameters()
+        if self.config.embedding_layer_norm:
+            self.transformer["emb_norm"].reset_parameters()
+
     @property
     def num_fwd_flops(self) -> int:
         """Forward FLOPs per token (OLMo's, at olmo/model.py:1572, leaves out the tied output matrix)."""

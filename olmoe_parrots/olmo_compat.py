@@ -7,6 +7,7 @@ code it was not written for.
 import io
 import logging
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -130,7 +131,8 @@ def _silence_cuda_autocast_warnings() -> None:
     for message in (
         "User provided device_type of 'cuda'",
         "In CUDA autocast",
-        "`torch.cpu.amp",
+        "CUDA is not available or torch_xla is imported",
+        "When using ``NO_SHARD``",
         "FSDP is switching to use `NO_SHARD`",
         "The `NO_SHARD` sharding strategy is deprecated",
         "`torch.distributed.checkpoint",
@@ -140,5 +142,5 @@ def _silence_cuda_autocast_warnings() -> None:
         "`load_state_dict` is deprecated",
         "`save_state_dict` is deprecated",
     ):
-        warnings.filterwarnings("ignore", message=message.replace("(", r"\(") + ".*")
+        warnings.filterwarnings("ignore", message=re.escape(message))
     logging.getLogger("torch.distributed.fsdp").setLevel(logging.ERROR)

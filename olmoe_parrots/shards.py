@@ -1,14 +1,12 @@
 """The shard contract: what a dataset folder holds, how it is described, and how it is checked.
 
-A dataset folder is
+A dataset folder, its shards as `dolma tokens` writes and OLMo's MemMapDataset reads them, is
 
     manifest.json              what this module reads and writes
     tokenizer.json             the tokenizer that made the tokens
     train/*.npy                token ids: raw little-endian uint16 or uint32, no header, EOS after each document
     train/*.csv.gz             beside each: one row per document (first token, end token, id, source file, line)
     validation/*.npy, *.csv.gz the same for held-out documents
-
-This is what `dolma tokens` writes and what OLMo's MemMapDataset reads.
 """
 
 from __future__ import annotations
@@ -150,7 +148,7 @@ def describe_shard(directory: Path, path: str, split: str, dtype: str, documents
 def find_manifest(path: str | os.PathLike[str]) -> tuple[Path, Manifest] | None:
     """The dataset folder of a token file and its manifest, looked for in the file's folder and up to two above it.
 
-    Returns None where there is none; raises InputError where there is one that cannot be read.
+    None where there is none. Raises InputError where there is one that cannot be read.
     """
     folder = Path(path).absolute().parent
     for candidate in (folder, *list(folder.parents)[:2]):
@@ -184,23 +182,10 @@ def check_training_shards(
     Raises InputError, which names the file, the value found and the remedy.
     """
     wanted = {"vocabulary_size": vocab_size, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    manifests: dict[Path, tuple[Path, Manifest] | None] = {}
-    listed: dict[Path, dict[str, ShardFile]] = {}
+    known: dict[Path, tuple[Path, Manifest, dict[str, ShardFile]]] = {}
     sequences = 0
     for path in (Path(p) for p in paths if "://" not in str(p)):
-        folder = path.absolute().parent
-        if not path.is_file():
-            raise InputError(path, "the file does not exist", f"correct the path in the config, or {REBUILD}")
-        if folder not in manifests:
-            manifests[folder] = find_manifest(path)
-        found = manifests[folder]
-        if found is None:
-            raise InputError(path, f"there is no {MANIFEST} in its folder or the two above", REBUILD)
-        root, manifest = found
-        files = listed.setdefault(root, {file.path: file for file in manifest.files})
-        shard = files.get(path.absolute().relative_to(root).as_posix())
-        if shard is None:
-            raise InputError(path, f"it is not listed in {root / MANIFEST}", f"use a listed file, or {REBUILD}")
+        manifest, shard = _listed_shard(path, known)
         _check_fit(path, manifest, wanted, dtype)
         _check_content(path, shard, verify_hashes)
         if shard.tokens < sequence_length:
@@ -208,6 +193,23 @@ def check_training_shards(
             raise InputError(path, what, "leave this file out, use shorter sequences or prepare more text")
         sequences += shard.tokens // sequence_length
     return sequences
+
+
+def _listed_shard(
+    path: Path, known: dict[Path, tuple[Path, Manifest, dict[str, ShardFile]]]
+) -> tuple[Manifest, ShardFile]:
+    folder = path.absolute().parent
+    if not path.is_file():
+        raise InputError(path, "the file does not exist", f"correct the path in the config, or {REBUILD}")
+    if folder not in known:
+        if (found := find_manifest(path)) is None:
+            raise InputError(path, f"there is no {MANIFEST} in its folder or the two above", REBUILD)
+        known[folder] = *found, {file.path: file for file in found[1].files}
+    root, manifest, files = known[folder]
+    shard = files.get(path.absolute().relative_to(root).as_posix())
+    if shard is None:
+        raise InputError(path, f"it is not listed in {root / MANIFEST}", f"use a listed file, or {REBUILD}")
+    return manifest, shard
 
 
 def _check_fit(path: Path, manifest: Manifest, wanted: dict[str, int], dtype: str) -> None:
@@ -235,18 +237,16 @@ def _check_content(path: Path, shard: ShardFile, verify_hashes: bool) -> None:
 def verify(directory: str | os.PathLike[str]) -> list[str]:
     """Check a whole dataset folder: every byte, every token id, every document boundary, every count.
 
-    Returns the problems found, each naming its file; an empty list for a sound dataset. Raises InputError where
-    there is no readable manifest.
+    Returns the problems found, each naming its file. Raises InputError where there is no readable manifest.
     """
     root = Path(directory)
     manifest = Manifest.load(root)
     problems: list[str] = []
-    tokenizer = root / TOKENIZER
+    tokenizer, listed = root / TOKENIZER, {file.path for file in manifest.files}
     if not tokenizer.is_file():
         problems.append(f"{tokenizer}: the file is missing")
     elif sha256_of(tokenizer) != manifest.tokenizer.sha256:
         problems.append(f"{tokenizer}: it is not the tokenizer the manifest names ({manifest.tokenizer.name})")
-    listed = {file.path for file in manifest.files}
     for split in SPLITS:
         present = {path.relative_to(root).as_posix() for path in (root / split).glob("*.npy")}
         problems += [f"{root / path}: it is not listed in the manifest" for path in sorted(present - listed)]

@@ -38,7 +38,7 @@ class Collected(NamedTuple):
 class FeedForwardMoE(MoELayer):
     """A :class:`MoELayer` that returns only its output, as OLMo's block expects of ``ff_out``.
 
-    The statistics wait in ``statistics`` for the block that called it, which takes them in the next statement.
+    The statistics wait in ``statistics`` for the block that called it, which takes them at once.
     """
 
     statistics: RoutingStatistics | None = None
@@ -46,11 +46,6 @@ class FeedForwardMoE(MoELayer):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         y, self.statistics = super().forward(x)
         return y
-
-    def take_statistics(self) -> RoutingStatistics:
-        statistics, self.statistics = self.statistics, None
-        assert statistics is not None, "take_statistics() follows forward()"
-        return statistics
 
 
 ACTIVATIONS = {
@@ -95,10 +90,13 @@ class MoEBlock(OLMoSequentialBlock):
     ) -> tuple[Tensor, Any]:
         """As OLMo's, but with :class:`Collect` in ``use_cache`` and :class:`Collected` as the second output."""
         wanted = Collect(use_cache)
-        x, keys_values = super().forward(
-            x, attention_bias, layer_past=layer_past, use_cache=bool(wanted & Collect.KEYS_VALUES), **kwargs
-        )
-        statistics = self.ff_out.take_statistics()
+        try:
+            x, keys_values = super().forward(
+                x, attention_bias, layer_past=layer_past, use_cache=bool(wanted & Collect.KEYS_VALUES), **kwargs
+            )
+        finally:  # recomputation under activation checkpointing may stop by an exception after the experts
+            statistics, self.ff_out.statistics = self.ff_out.statistics, None
+        assert statistics is not None, "the experts ran"
         return x, Collected(keys_values, statistics) if wanted else None
 
     def reset_parameters(self) -> None:

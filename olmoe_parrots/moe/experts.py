@@ -101,12 +101,12 @@ def grouped_experts(
     last_expert = torch.arange(num_experts, device=x_TD.device)
     ends_E = torch.searchsorted(sorted_N, last_expert, right=True).to(torch.int32)
 
-    hidden_NI = torch.nn.functional.grouped_mm(
+    hidden_NI = _grouped_mm(
         x_TD.index_select(0, order_N // top_k), experts.w_in_EID.transpose(1, 2), offs=ends_E
     )
     if experts.b_in_EI is not None:
         hidden_NI = hidden_NI + experts.b_in_EI.index_select(0, sorted_N)
-    y_ND = torch.nn.functional.grouped_mm(activation(hidden_NI), experts.w_out_EHD, offs=ends_E)
+    y_ND = _grouped_mm(activation(hidden_NI), experts.w_out_EHD, offs=ends_E)
     if experts.b_out_ED is not None:
         y_ND = y_ND + experts.b_out_ED.index_select(0, sorted_N)
 
@@ -114,6 +114,18 @@ def grouped_experts(
     place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=x_TD.device))
     y_TKD = y_ND.index_select(0, place_N).view(tokens, top_k, -1)
     return (y_TKD * weights_TK.unsqueeze(-1)).sum(dim=1)
+
+
+def _grouped_mm(a_ND: Tensor, b_EDI: Tensor, offs: Tensor) -> Tensor:
+    # torch's shape rule for compilation takes bfloat16 alone, so other types step out of the compiled graph
+    if torch.compiler.is_compiling() and a_ND.dtype != torch.bfloat16:
+        return _uncompiled_grouped_mm(a_ND, b_EDI, offs)
+    return torch.nn.functional.grouped_mm(a_ND, b_EDI, offs=offs)
+
+
+@torch.compiler.disable
+def _uncompiled_grouped_mm(a_ND: Tensor, b_EDI: Tensor, offs: Tensor) -> Tensor:
+    return torch.nn.functional.grouped_mm(a_ND, b_EDI, offs=offs)
 
 
 def _megablocks_experts(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .experts import BACKENDS, Activation, ExpertLinear, ExpertWeights, choose_backend
-from .router import RoutingStatistics, TopKRouter
+from .router import RoutingStatistics, TopKRouter, compute_dtype
 
 
 class SharedExpert(nn.Module):
@@ -58,23 +58,18 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, RoutingStatistics]:
         x_TD = x.reshape(-1, x.shape[-1])
-        compute_dtype = _compute_dtype(x_TD)
+        dtype = compute_dtype(x_TD)
         routing = self.router(x_TD)
         # neither grouped_mm nor MegaBlocks is on autocast's lists for every device, so the cast is made here
         experts = ExpertWeights(
-            *(None if p is None else p.to(compute_dtype) for p in (self.w_in.weight, self.w_out.weight)),
-            *(None if p is None else p.to(compute_dtype) for p in (self.w_in.bias, self.w_out.bias)),
+            *(None if p is None else p.to(dtype) for p in (self.w_in.weight, self.w_out.weight)),
+            *(None if p is None else p.to(dtype) for p in (self.w_in.bias, self.w_out.bias)),
         )
-        x_cast = x_TD.to(compute_dtype)
+        x_cast = x_TD.to(dtype)
         run = BACKENDS[choose_backend(self.backend, x_cast, experts)]
         with torch.autocast(x.device.type, enabled=False):
-            y_TD = run(x_cast, routing.weights_TK.to(compute_dtype), routing.indices_TK, experts, self.activation)
+            y_TD = run(x_cast, routing.weights_TK.to(dtype), routing.indices_TK, experts, self.activation)
         y = y_TD.view(x.shape)
         if self.shared_expert is not None:
             y = y + self.shared_expert(x)
         return y, routing.statistics
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -71,21 +71,22 @@ class TopKRouter(nn.Module):
     def forward(self, x_TD: Tensor) -> Routing:
         """Route T tokens; the weights come back in the type of ``x_TD``, or in float64 when that is float64."""
         precise = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
+        lowered = compute_dtype(x_TD)
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.to(precise), self.layer.weight.to(precise))
             probabilities_TE = logits_TE.softmax(dim=-1)
             weights_TK, indices_TK = probabilities_TE.topk(self.top_k, dim=-1)
             if self.normalize:
                 weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-            statistics = self._statistics(logits_TE, probabilities_TE, indices_TK, x_TD.dtype)
+            statistics = self._statistics(logits_TE, probabilities_TE, indices_TK, lowered)
             if self.capacity_factor is not None:
                 weights_TK = weights_TK * self._kept(indices_TK, self.capacity_factor)
         return Routing(weights_TK.to(x_TD.dtype), indices_TK, statistics)
 
     def _statistics(
-        self, logits_TE: Tensor, probabilities_TE: Tensor, indices_TK: Tensor, compute_dtype: torch.dtype
+        self, logits_TE: Tensor, probabilities_TE: Tensor, indices_TK: Tensor, lowered: torch.dtype
     ) -> RoutingStatistics:
-        averaged = probabilities_TE if self.loss_in_fp32 else probabilities_TE.to(compute_dtype)
+        averaged = probabilities_TE if self.loss_in_fp32 else probabilities_TE.to(lowered)
         counts_E = torch.zeros(self.num_experts, dtype=torch.float32, device=logits_TE.device)
         chosen = indices_TK.flatten()
         # exact: float32 counts whole numbers up to 16.7 million, and no step holds that many assignments in one layer
@@ -102,3 +103,9 @@ class TopKRouter(nn.Module):
         assigned_NE = F.one_hot(indices_TK.flatten(), self.num_experts)
         place_in_queue_N = (assigned_NE.cumsum(dim=0) * assigned_NE).sum(dim=-1)
         return (place_in_queue_N <= capacity).view_as(indices_TK)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that matrix products of ``x`` are computed in: autocast's where that is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

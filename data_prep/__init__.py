@@ -1,0 +1,1 @@
+"""From documents to token shards: `python -m data_prep SOURCE --output DIR`."""

@@ -1,0 +1,147 @@
+"""Small real data sets and runs that several tests share."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# MegaBlocks' kernels run in Triton's interpreter on the CPU, which has to be known before triton is imported
+os.environ.setdefault("TRITON_INTERPRET", "1")
+REPOSITORY = Path(__file__).parent.parent
+VOCABULARY, EOS, PAD = 128, 2, 0
+
+TINY_MODEL = {
+    "d_model": 32,
+    "n_heads": 2,
+    "n_layers": 2,
+    "mlp_hidden_size": 32,
+    "activation_type": "gelu",
+    "rope": True,
+    "layer_norm_type": "rms",
+    "include_bias": False,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "max_sequence_length": 16,
+    "vocab_size": VOCABULARY,
+    "embedding_size": VOCABULARY,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+    "init_device": "meta",
+}
+TINY_MOE = {
+    "block_type": "moe",
+    "moe_num_experts": 4,
+    "moe_top_k": 2,
+    "moe_mlp_impl": "grouped",
+    "moe_loss_weight": 0.01,
+    "moe_zloss_weight": 0.001,
+}
+TINY_RUN = {
+    "run_name": "tiny",
+    "seed": 1,
+    "optimizer": {"name": "adamw", "learning_rate": 0.01, "eps": 1e-8},
+    "scheduler": {"name": "linear_with_warmup", "t_warmup": 2, "alpha_f": 0.0},
+    "max_grad_norm": 1.0,
+    "max_duration": 4,
+    "global_train_batch_size": 8,
+    "device_train_microbatch_size": 8,
+    "device_eval_batch_size": 8,
+    "precision": "fp32",
+    "distributed_strategy": "fsdp",
+    "fsdp": {"wrapping_strategy": "by_block", "precision": "mixed", "sharding_strategy": "FULL_SHARD"},
+    "ddp": {"grad_sync_mode": "batch"},
+    "sharded_checkpointer": "torch_new",
+    "save_interval": 2,
+    "save_interval_unsharded": 100,
+    "no_pre_train_checkpoint": True,
+    "eval_interval": 100,
+}
+
+
+def write_shards(folder: Path, tokens: int = 4096, seed: int = 0) -> Path:
+    """A data set folder of documents whose next token mostly follows from the last, with a manifest by the book."""
+    from olmoe_parrots.shards import Manifest, TokenizerInfo, describe_shard
+
+    rng = np.random.default_rng(seed)
+    for split in ("train", "validation"):
+        ids = (np.cumsum(rng.integers(1, 4, tokens)) % (VOCABULARY - 3) + 3).astype("<u2")
+        ids[31::32] = EOS
+        (folder / split).mkdir(parents=True)
+        ids.tofile(folder / split / "0000.npy")
+    files = [describe_shard(folder, f"{split}/0000.npy", split, "uint16", tokens // 32) for split in ("train", "validation")]
+    digest = hashlib.sha256(b"no text here").hexdigest()
+    Manifest(
+        tokenizer=TokenizerInfo("test", digest, VOCABULARY, EOS, PAD),
+        dtype="uint16",
+        files=files,
+        sources={split: {"test": {"tokens": tokens, "documents": tokens // 32}} for split in ("train", "validation")},
+        mixture={},
+        seed=seed,
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards") / "tiny")
+
+
+@pytest.fixture
+def tiny_config(shards: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a config of a tiny MoE (or dense) run on the tiny shards; keyword arguments replace top-level fields."""
+
+    def write(*, moe: bool = True, model: dict | None = None, **fields: object) -> Path:
+        import yaml
+
+        config = {**TINY_RUN, "data_folder": str(shards), "save_folder": str(tmp_path / "run"), **fields}
+        config["model"] = {**TINY_MODEL, **(TINY_MOE if moe else {}), **(model or {})}
+        config["data"] = {"paths": [str(shards / "train" / "0000.npy")], "drop_last": True}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def start_train(config: Path, *overrides: str, ranks: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """Start the command as a user would: plain python for one rank, torchrun for more."""
+    command = [sys.executable, "-m"]
+    if ranks > 1:
+        command += ["torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}", "-m"]
+    command += ["olmoe_parrots.train", str(config), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def train(config: Path, *overrides: str, ranks: int = 1) -> str:
+    """Train to the end and return what was printed; fails when the command does."""
+    process = start_train(config, *overrides, ranks=ranks)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def metrics_of(folder: Path) -> dict[int, dict]:
+    """The metrics row of each trained step."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if "train/CrossEntropyLoss" in row}
+
+
+def losses_of(folder: Path, key: str = "train/CrossEntropyLoss") -> list[float]:
+    return [row[key] for _, row in sorted(metrics_of(folder).items())]
