@@ -8,7 +8,9 @@ CORE = [
     "ai2-olmo==0.6.0",
     "torch>=2.6",
     # ai2-olmo imports these three and forgets to require them
-    "datasets>=2.19",
+    "datasets>=2.19,<4",
+    # newer ones want numpy 2, which ai2-olmo does not admit
+    "pyarrow>=15,<20",
     "torchmetrics>=1.4",
     "scikit-learn>=1.4",
     "numpy>=1.26",

@@ -52,6 +52,7 @@ class Run:
     tasks: tuple[str, ...] = ()
     """Labels of OLMo's evaluation harness, run at each evaluation beside validation perplexity."""
     task_batches: int | None = None
+    of_paper: bool = True
 
     def shape(self) -> ModelShape:
         """What the accounting needs."""
@@ -77,7 +78,8 @@ def grid() -> list[Run]:
     dense = [Run(f"dense_d{width}", width) for width in DENSE_WIDTHS]
     moe = [Run(f"moe_d{width}_e{experts}", width, experts) for width in MOE_WIDTHS for experts in EXPERTS]
     width, experts = LARGEST
-    return [*dense, *moe, Run(f"moe_d{width}_e{experts}", width, experts)]
+    moe.append(Run(f"moe_d{width}_e{experts}", width, experts))
+    return [*dense, *sorted(moe, key=lambda run: (run.width, run.experts))]
 
 
 def quickstart() -> list[Run]:
@@ -93,26 +95,59 @@ def quickstart() -> list[Run]:
         layers=4,
         head_size=32,
         sequence_length=256,
-        batch_size=16,
-        steps=240,
-        micro_batch=16,
-        eval_batch=16,
+        batch_size=8,
+        steps=160,
+        micro_batch=8,
+        eval_batch=8,
         learning_rate=3.0e-3,
         data_folder="data/quickstart",
         log_every=1,
-        eval_every=120,
-        save_every=60,
+        eval_every=80,
+        save_every=40,
+        of_paper=False,
         tasks=("piqa",),
-        task_batches=12,
+        task_batches=25,
     )
     return [moe, replace(moe, name="quickstart_dense", experts=0, hidden_size=TOP_K * moe.width)]
 
+
+AS_OLMOE = "assumed, as OLMoE-1B-7B-0924"
+MARKS = {
+    "n_heads": "assumed: head size 64",
+    "n_layers": "seed",
+    "mlp_hidden_size": "seed: d, not 4d",
+    "activation_type": "derived: not gated",
+    "rope": "derived",
+    "include_bias": "derived",
+    "weight_tying": "derived",
+    "max_sequence_length": "seed",
+    "vocab_size": "derived",
+    "embedding_size": "derived",
+    "moe_num_experts": "seed",
+    "moe_top_k": "seed (a second source)",
+    "moe_dropless": "seed (dMoE)",
+    "name": "seed",
+    "learning_rate": "seed",
+    "weight_decay": "seed",
+    "t_warmup": "seed: 20% of the steps",
+    "alpha_f": "assumed: decays to zero",
+    "warmup_min_lr": "assumed: warms up from zero",
+    "max_duration": "seed",
+    "global_train_batch_size": "seed",
+    "distributed_strategy": "seed",
+    **dict.fromkeys(("layer_norm_type", "layer_norm_with_affine", "attention_layer_norm"), "assumed"),
+    **dict.fromkeys(("attention_dropout", "residual_dropout", "embedding_dropout"), "assumed"),
+    **dict.fromkeys(("precision", "wrapping_strategy", "sharding_strategy", "moe_lbl_in_fp32"), "assumed"),
+    **dict.fromkeys(("init_fn", "init_std", "init_cutoff_factor", "betas", "eps", "max_grad_norm"), AS_OLMOE),
+    **dict.fromkeys(("decay_norm_and_bias", "decay_embeddings", "moe_loss_weight", "moe_zloss_weight"), AS_OLMOE),
+}
+"""Where each value of the paper's configs comes from, by option; written beside it."""
 
 HEADER = """\
 # {name}: written by `python -m olmoe_parrots.grid --write configs`; edit olmoe_parrots/grid.py, not this file.
 # {total:,} parameters, {active:,} active, {non_embedding:,} without the embedding;
 # {flops:,} forward and backward FLOPs per token; {tokens:,} training tokens.
-# Marks: seed = stated by the paper, derived = worked out from its published sizes, assumed = our default.
+# Marks: seed = stated by the paper, derived = worked out from its published sizes, assumed = our default{all_assumed}.
 """
 
 
@@ -131,39 +166,39 @@ def config_fields(run: Run) -> dict[str, Any]:
 def _model_fields(run: Run) -> dict[str, Any]:
     fields = {
         "d_model": run.width,
-        "n_heads": run.width // run.head_size,  # assumed head size
-        "n_layers": run.layers,  # seed
-        "mlp_hidden_size": run.hidden_size or run.width,  # seed: d, not 4d
-        "activation_type": "gelu",  # derived: not gated
+        "n_heads": run.width // run.head_size,
+        "n_layers": run.layers,
+        "mlp_hidden_size": run.hidden_size or run.width,
+        "activation_type": "gelu",
         "block_type": "moe" if run.experts else "sequential",
-        "rope": True,  # derived
-        "layer_norm_type": "rms",  # assumed
-        "layer_norm_with_affine": True,  # assumed
-        "attention_layer_norm": False,  # assumed
-        "include_bias": False,  # derived
-        "weight_tying": True,  # derived
-        "attention_dropout": 0.0,  # assumed
-        "residual_dropout": 0.0,  # assumed
-        "embedding_dropout": 0.0,  # assumed
-        "max_sequence_length": run.sequence_length,  # seed
-        "vocab_size": VOCABULARY,  # derived
-        "embedding_size": VOCABULARY,  # derived
+        "rope": True,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "attention_layer_norm": False,
+        "include_bias": False,
+        "weight_tying": True,
+        "attention_dropout": 0.0,
+        "residual_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "max_sequence_length": run.sequence_length,
+        "vocab_size": VOCABULARY,
+        "embedding_size": VOCABULARY,
         "eos_token_id": 2,  # Mistral v1's </s>
         "pad_token_id": 0,  # Mistral v1's <unk>: it has no padding token
         "init_device": "meta",
-        "init_fn": "normal",  # assumed, as OLMoE-1B-7B-0924
-        "init_std": 0.02,  # assumed, as OLMoE-1B-7B-0924
-        "init_cutoff_factor": 3.0,  # assumed, as OLMoE-1B-7B-0924
+        "init_fn": "normal",
+        "init_std": 0.02,
+        "init_cutoff_factor": 3.0,
     }
     if run.experts:
         fields |= {
-            "moe_num_experts": run.experts,  # seed
-            "moe_top_k": TOP_K,  # seed (a second source)
-            "moe_dropless": True,  # seed (dMoE)
+            "moe_num_experts": run.experts,
+            "moe_top_k": TOP_K,
+            "moe_dropless": True,
             "moe_mlp_impl": "auto",
-            "moe_lbl_in_fp32": True,  # assumed
-            "moe_loss_weight": 0.01,  # assumed, as OLMoE-1B-7B-0924
-            "moe_zloss_weight": 0.001,  # assumed, as OLMoE-1B-7B-0924
+            "moe_lbl_in_fp32": True,
+            "moe_loss_weight": 0.01,
+            "moe_zloss_weight": 0.001,
         }
     return fields
 
@@ -171,31 +206,31 @@ def _model_fields(run: Run) -> dict[str, Any]:
 def _training_fields(run: Run) -> dict[str, Any]:
     return {
         "optimizer": {
-            "name": "adamw",  # seed
-            "learning_rate": run.learning_rate,  # seed
-            "weight_decay": WEIGHT_DECAY,  # seed
-            "betas": [0.9, 0.95],  # assumed, as OLMoE-1B-7B-0924
-            "eps": 1.0e-8,  # assumed, as OLMoE-1B-7B-0924
-            "decay_norm_and_bias": True,  # assumed, as OLMoE-1B-7B-0924
-            "decay_embeddings": True,  # assumed, as OLMoE-1B-7B-0924
+            "name": "adamw",
+            "learning_rate": run.learning_rate,
+            "weight_decay": WEIGHT_DECAY,
+            "betas": [0.9, 0.95],
+            "eps": 1.0e-8,
+            "decay_norm_and_bias": True,
+            "decay_embeddings": True,
         },
         "scheduler": {
-            "name": "linear_with_warmup",  # seed
-            "t_warmup": int(run.steps * WARMUP_SHARE),  # seed
-            "alpha_f": 0.0,  # assumed: decays to zero
-            "warmup_min_lr": 0.0,  # assumed: warms up from zero
+            "name": "linear_with_warmup",
+            "t_warmup": int(run.steps * WARMUP_SHARE),
+            "alpha_f": 0.0,
+            "warmup_min_lr": 0.0,
         },
-        "max_grad_norm": 1.0,  # assumed, as OLMoE-1B-7B-0924
-        "max_duration": run.steps,  # seed
-        "global_train_batch_size": run.batch_size,  # seed
+        "max_grad_norm": 1.0,
+        "max_duration": run.steps,
+        "global_train_batch_size": run.batch_size,
         "device_train_microbatch_size": run.micro_batch,
         "device_eval_batch_size": run.eval_batch,
-        "precision": "amp_bf16",  # assumed
-        "distributed_strategy": "fsdp",  # seed
+        "precision": "amp_bf16",
+        "distributed_strategy": "fsdp",
         "fsdp": {
-            "wrapping_strategy": "by_block",  # assumed
-            "precision": "mixed",  # assumed
-            "sharding_strategy": "FULL_SHARD",  # assumed
+            "wrapping_strategy": "by_block",
+            "precision": "mixed",
+            "sharding_strategy": "FULL_SHARD",
         },
     }
 
@@ -237,8 +272,17 @@ def config_text(run: Run) -> str:
         non_embedding=shape.non_embedding_params(),
         flops=shape.flops_per_token(),
         tokens=run.tokens,
+        all_assumed="" if run.of_paper else " (here: all)",
     )
-    return header + yaml.safe_dump(config_fields(run), sort_keys=False, width=120)
+    body = yaml.safe_dump(config_fields(run), sort_keys=False, width=120)
+    if run.of_paper:
+        body = "".join(_marked(line) for line in body.splitlines(keepends=True))
+    return header + body
+
+
+def _marked(line: str) -> str:
+    mark = MARKS.get(line.split(":")[0].strip())
+    return f"{line.rstrip()}  # {mark}\n" if mark else line
 
 
 def write_configs(folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ class ParrotsOLMo(OLMo):
         """OLMo's (olmo/model.py:1169), which forgets the norm of the embeddings."""
         super().reset_parameters()
         if self.config.embedding_layer_norm:
-            self.transformer["emb_norm"].reset_parameters()
+            self.transformer["emb_norm"].reset_parameters()  # type: ignore[operator]
 
     @property
     def num_fwd_flops(self) -> int:

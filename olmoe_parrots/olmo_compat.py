@@ -23,18 +23,23 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from .errors import InputError
 
 OLMO_VERSION = "0.6.0"
-METADATA_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-METADATA_GLOBALS = {
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch._utils", "_rebuild_device"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"),
-    ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
-    ("collections", "OrderedDict"),
-    ("builtins", "getattr"),
-    ("pathlib", "PosixPath"),
+METADATA_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "pathlib": {"PosixPath"},
 }
+TORCH_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format)
 
 
 def apply() -> None:
@@ -90,8 +95,10 @@ def _read_sharded_checkpoints() -> None:
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module in METADATA_MODULES or (module, name) in METADATA_GLOBALS:
+        if name in METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), TORCH_CONSTANTS):
+            return getattr(torch, name)
         raise pickle.UnpicklingError(f"a checkpoint's metadata may not refer to {module}.{name}")
 
 
@@ -139,6 +146,7 @@ def _silence_cuda_autocast_warnings() -> None:
         "FSDP.state_dict_type",
         "FSDP.set_state_dict_type",
         "Please use DTensor instead",
+        "Multiple backends are registered",
         "`load_state_dict` is deprecated",
         "`save_state_dict` is deprecated",
     ):

@@ -57,7 +57,7 @@ def config_error(path: str, error: Exception, overrides: list[str]) -> InputErro
     message = lines[0] if lines else type(error).__name__
     full_key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
     where = f"{path}, option {full_key}" if full_key else path
-    if full_key and any(o.split("=")[0] == full_key for o in overrides):
+    if full_key and any(f"{o.split('=')[0]}.".startswith(f"{full_key}.") for o in overrides):
         where = f"argument --{full_key}"
     if "not in" in message:
         known = _option_names(TrainConfig)

@@ -25,6 +25,8 @@ RENAMED = {
     "optim/learning_rate_group0": "optim/learning_rate",
     "throughput/device/tokens_per_second": "throughput/device_tokens_per_second",
 }
+LEFT_OUT = ("optim/grad/", "optim/param/", "optim/exp_avg", "optim/step/", "optim/learning_rate_group1", "routing/")
+"""Metrics of every single parameter, which OLMo means for wandb, and what ``routing`` rows say already."""
 
 
 @dataclass
@@ -209,7 +211,7 @@ class ParrotsTrainer(Trainer):
         """OLMo's one outlet for metrics, on rank 0: a row in ``metrics.jsonl`` and a step of the progress display."""
         if get_global_rank() != 0 or self.metrics_file is None or self.progress is None:
             return
-        row = {RENAMED.get(key, key): value for key, value in metrics.items() if key != "optim/learning_rate_group1"}
+        row = {RENAMED.get(key, key): value for key, value in metrics.items() if not key.startswith(LEFT_OUT)}
         if "train/CrossEntropyLoss" in row:
             if (rate := row.get("throughput/device_tokens_per_second")) is not None:
                 row["throughput/tokens_per_second"] = rate * get_world_size()

@@ -66,20 +66,22 @@ TINY_RUN = {
 }
 
 
-def write_shards(folder: Path, tokens: int = 4096, seed: int = 0) -> Path:
+def write_shards(folder: Path, tokens: int = 4096, seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
     """A data set folder of documents whose next token mostly follows from the last, with a manifest by the book."""
     from olmoe_parrots.shards import Manifest, TokenizerInfo, describe_shard
 
     rng = np.random.default_rng(seed)
     for split in ("train", "validation"):
-        ids = (np.cumsum(rng.integers(1, 4, tokens)) % (VOCABULARY - 3) + 3).astype("<u2")
+        ids = (np.cumsum(rng.integers(1, 4, tokens)) % (vocabulary - 3) + 3).astype("<u2")
         ids[31::32] = EOS
         (folder / split).mkdir(parents=True)
         ids.tofile(folder / split / "0000.npy")
-    files = [describe_shard(folder, f"{split}/0000.npy", split, "uint16", tokens // 32) for split in ("train", "validation")]
+    files = [
+        describe_shard(folder, f"{split}/0000.npy", split, "uint16", tokens // 32) for split in ("train", "validation")
+    ]
     digest = hashlib.sha256(b"no text here").hexdigest()
     Manifest(
-        tokenizer=TokenizerInfo("test", digest, VOCABULARY, EOS, PAD),
+        tokenizer=TokenizerInfo("test", digest, vocabulary, EOS, PAD),
         dtype="uint16",
         files=files,
         sources={split: {"test": {"tokens": tokens, "documents": tokens // 32}} for split in ("train", "validation")},

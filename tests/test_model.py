@@ -1,6 +1,6 @@
 """OLMo with MoE blocks: what must not change the numbers, and what must not be kept."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ from olmoe_parrots.config import ModelConfig, TrainConfig
 from olmoe_parrots.model import DenseOLMo, ModelOutput, MoEOLMo, build_model, initialize
 from olmoe_parrots.moe.block import FeedForwardMoE
 from olmoe_parrots.moe.losses import load_balancing_loss, router_z_loss
+
+pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver:UserWarning")
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY = 4, 4, 2, 64
 
@@ -190,6 +192,10 @@ def test_block_groups(size: int, strategy: str | None) -> None:
             parts[1:3] = ["block_groups", str(group), str(place)]
         state[".".join(parts)] = value
     grouped.load_state_dict(state)
+    # initial weights and wrapping go by a block's own number, checkpointing by its group's
+    groups = grouped.transformer["block_groups"]
+    assert [block.layer_id for group in groups for block in group] == list(range(LAYERS))
+    assert [group.layer_offset for group in groups] == list(range(0, LAYERS, size))
     if strategy is not None:
         grouped.set_activation_checkpointing(ActivationCheckpointingStrategy(strategy))
     ids = make_ids()
@@ -234,6 +240,25 @@ def test_compiled_blocks_with_checkpointing(fresh_compiler: None) -> None:
         block.compile(backend="aot_eager")
     assert_same_run(forward_backward(model, ids), expected)
     assert all(layer.statistics is None for layer in moe_layers(model))
+
+
+def test_compiled_blocks_in_bfloat16(fresh_compiler: None) -> None:
+    """There the grouped product stays inside the graph: a block is one graph, whatever the load of its experts."""
+    model, graphs = make_model(n_layers=2, moe_mlp_impl="grouped"), []
+
+    def count_graphs(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    ids = make_ids()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = model(ids)
+        model.transformer["blocks"][0].compile(backend=count_graphs, fullgraph=True)
+        compiled = model(ids)
+        model(make_ids(seed=1))
+    assert len(graphs) == 1
+    torch.testing.assert_close(compiled.logits, plain.logits, rtol=2e-2, atol=2e-2)
+    auxiliary_losses(compiled).backward()
 
 
 # Generation.

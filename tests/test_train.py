@@ -1,4 +1,4 @@
-"""Runs of the training command: equal losses however the work is cut, exact resumption, and what a run leaves behind."""
+"""Runs of the training command: equal losses however the work is cut, exact resumption, what a run leaves behind."""
 
 import json
 import os
@@ -92,7 +92,9 @@ def test_losses_do_not_depend_on_how_the_work_is_cut(runs: Path, kind: str, way:
 @pytest.mark.parametrize("way", ["accumulated", "fsdp", "ddp", "ddp_accumulated"])
 def test_global_batch_load_balancing_does_not_depend_on_how_the_work_is_cut(runs: Path, way: str) -> None:
     for key in ("train/LoadBalancingLoss", "train/RouterZLoss"):
-        assert losses_of(runs / f"moe_global-{way}", key) == pytest.approx(losses_of(runs / "moe_global-one", key), abs=1e-6)
+        assert losses_of(runs / f"moe_global-{way}", key) == pytest.approx(
+            losses_of(runs / "moe_global-one", key), abs=1e-6
+        )
 
 
 def test_local_load_balancing_is_taken_over_one_micro_batch_of_one_rank(runs: Path) -> None:
@@ -151,7 +153,9 @@ def test_a_finished_run_leaves_what_it_should(tiny_config: Callable[..., Path], 
     from olmoe_parrots.config import load_train_config
 
     config = tiny_config(eval_interval=4, save_interval=2, save_num_checkpoints_to_keep=1)
-    evaluators = f"--evaluators=[{{label: validation, data: {{paths: [{shards}/validation/0000.npy], drop_last: true}}}}]"
+    evaluators = (
+        f"--evaluators=[{{label: validation, data: {{paths: [{shards}/validation/0000.npy], drop_last: true}}}}]"
+    )
     output = train(config, evaluators, "--max_duration=5")
     folder = tmp_path / "run"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

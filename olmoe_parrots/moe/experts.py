@@ -101,9 +101,7 @@ def grouped_experts(
     last_expert = torch.arange(num_experts, device=x_TD.device)
     ends_E = torch.searchsorted(sorted_N, last_expert, right=True).to(torch.int32)
 
-    hidden_NI = _grouped_mm(
-        x_TD.index_select(0, order_N // top_k), experts.w_in_EID.transpose(1, 2), offs=ends_E
-    )
+    hidden_NI = _grouped_mm(x_TD.index_select(0, order_N // top_k), experts.w_in_EID.transpose(1, 2), offs=ends_E)
     if experts.b_in_EI is not None:
         hidden_NI = hidden_NI + experts.b_in_EI.index_select(0, sorted_N)
     y_ND = _grouped_mm(activation(hidden_NI), experts.w_out_EHD, offs=ends_E)

@@ -11,6 +11,8 @@ from torch import Tensor
 from olmoe_parrots.config import BlockType, ModelConfig
 from olmoe_parrots.moe.block import Collect, Collected, MoEBlock
 
+pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver:UserWarning")
+
 
 def make_config(**options: Any) -> ModelConfig:
     settings: dict[str, Any] = {
@@ -107,12 +109,8 @@ def test_equal_experts_are_olmos_dense_block(options: dict[str, Any], experts: i
     for name, parameter in block.named_parameters():
         if name in by_name and not name.startswith("ff_out"):
             torch.testing.assert_close(parameter.grad, by_name[name], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        block.ff_out.w_in.weight.grad.sum(0), by_name["ff_proj.weight"], rtol=1e-4, atol=1e-4
-    )
-    torch.testing.assert_close(
-        block.ff_out.w_out.weight.grad.sum(0), by_name["ff_out.weight"].T, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(block.ff_out.w_in.weight.grad.sum(0), by_name["ff_proj.weight"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block.ff_out.w_out.weight.grad.sum(0), by_name["ff_out.weight"].T, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_collected() -> None:

@@ -1,5 +1,6 @@
 """The MoE layer against a plain loop over tokens, written out in float64 without any of its code."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -128,7 +129,7 @@ def per_token_loop(x_TD: Tensor, p: dict[str, Tensor], options: Options) -> Refe
         scores = scores / scores.sum()
         ranked = sorted(range(options.experts), key=lambda e, scores=scores: -float(scores[e].detach()))
         ordered = sorted(logits.tolist())
-        gaps += [high - low for low, high in zip(ordered, ordered[1:], strict=False)]
+        gaps += [high - low for low, high in itertools.pairwise(ordered)]
         chosen = ranked[: options.top_k]
         total = sum(scores[e] for e in chosen)
         row = torch.zeros_like(x_D)

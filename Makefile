@@ -1,0 +1,57 @@
+# make quickstart   from nothing to two trained models and a picture, about ten minutes on two cores
+# make test         everything that is tested, in the same environment
+VENV ?= .venv
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+MEGABLOCKS := $(VENV)/.megablocks
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: quickstart test test-fast checks install megablocks format clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/python -m olmoe_parrots.quickstart
+
+test: $(INSTALLED) $(MEGABLOCKS)
+	$(PYTEST) -n 2 --dist loadgroup
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow"
+
+checks: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED)
+
+# A torch that is already in the environment is left alone; all the rest is pinned by constraints.txt.
+$(INSTALLED): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[data,hf,dev]"
+	touch $@
+
+megablocks: $(MEGABLOCKS)
+
+# MegaBlocks' pure Python and Triton parts, without its CUDA extension (which CUDA 13 does not compile) and without
+# its pins (which would replace torch). Its setup.py asks torch for CUDA_HOME: a stand-in tells it that there is none.
+$(MEGABLOCKS): $(INSTALLED)
+	$(PIP) install --quiet "setuptools>=68" wheel packaging
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install --quiet --no-deps triton==3.9.0
+	mkdir -p build/no-cuda/torch/utils
+	printf '__version__ = "0"\n' > build/no-cuda/torch/__init__.py
+	: > build/no-cuda/torch/utils/__init__.py
+	printf 'CUDA_HOME = BuildExtension = CUDAExtension = None\n' > build/no-cuda/torch/utils/cpp_extension.py
+	PYTHONPATH=$(CURDIR)/build/no-cuda $(PIP) install --quiet --no-deps --no-build-isolation stanford-stk==0.7.1 megablocks==0.10.0
+	$(BIN)/python -c "from olmoe_parrots.moe.megablocks import load_megablocks; print(load_megablocks().__file__)"
+	touch $@
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

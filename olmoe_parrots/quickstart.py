@@ -1,0 +1,67 @@
+"""The quickstart: real text to a trained mixture of experts beside its dense twin, by the commands a user would type.
+
+What exists already is kept: a data set that is there is not built again, and a run goes on from its last checkpoint.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .errors import report_and_exit
+from .metrics import read_metrics, rows_by_step
+
+DATA = Path("data/quickstart")
+RUNS = [Path("runs/quickstart_moe"), Path("runs/quickstart_dense")]
+PICTURE = Path("runs/quickstart.png")
+TASK = "eval/downstream/piqa_len_norm"
+CHARACTERS = 8_000_000
+
+
+def commands() -> list[list[str]]:
+    """The modules to run, with their arguments, in order."""
+    prepare = ["data_prep", "python-docs", "--output", str(DATA), "--max-characters", str(CHARACTERS)]
+    train = [["olmoe_parrots.train", f"configs/{run.name}.yaml", "--try_load_latest_save=true"] for run in RUNS]
+    draw = ["olmoe_parrots.curves", *map(str, RUNS), "--output", str(PICTURE)]
+    return [*([] if (DATA / "manifest.json").exists() else [prepare]), *train, draw]
+
+
+def print_summary() -> None:
+    """Print the twins' sizes, held-out perplexity and accuracy on one task of OLMo's evaluation harness."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .grid import quickstart
+
+    table = Table(title="A mixture of experts beside its dense twin of equal active parameters")
+    for heading in ("run", "total", "active", "tokens", "held-out perplexity", "PIQA (chance 0.5)"):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for run, folder in zip(quickstart(), RUNS, strict=True):
+        rows = read_metrics(folder / "metrics.jsonl")
+        last = max(rows_by_step(rows, "eval/validation/Perplexity").items())[1]
+        task = max(rows_by_step(rows, TASK).items())[1][TASK]
+        sizes = [f"{count / 1e6:.2f}M" for count in (run.shape().total_params(), run.shape().active_params())]
+        perplexity = f"{last['eval/validation/Perplexity']:.1f}"
+        table.add_row(run.name, *sizes, f"{last['tokens']:,}", perplexity, f"{task:.3f}")
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="python -m olmoe_parrots.quickstart", description=__doc__.splitlines()[0]).parse_args(
+        argv
+    )
+    started = time.monotonic()
+    for command in commands():
+        print("\n$ python -m " + " ".join(command), flush=True)
+        done = subprocess.run([sys.executable, "-m", *command], check=False)
+        if done.returncode:
+            return done.returncode
+    print_summary()
+    minutes = (time.monotonic() - started) / 60
+    print(f"data: {DATA}  runs: {RUNS[0]}, {RUNS[1]}  picture: {PICTURE}  ({minutes:.1f} minutes)")
+    return 0
+
+
+if __name__ == "__main__":
+    report_and_exit(main)

@@ -1,0 +1,69 @@
+"""Which checkpoints of a folder count, and what a run may do with the folder."""
+
+from pathlib import Path
+
+import pytest
+
+from olmoe_parrots.checkpoint import (
+    SHARDED_FILES,
+    UNSHARDED_FILES,
+    check_save_folder,
+    checkpoint_at,
+    checkpoints_in,
+    latest_checkpoint,
+)
+from olmoe_parrots.errors import InputError
+
+
+def make(folder: Path, name: str, *, whole: bool = True) -> Path:
+    files = UNSHARDED_FILES if name.endswith("-unsharded") else SHARDED_FILES
+    for file in files if whole else files[1:]:
+        path = folder / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return folder / name
+
+
+def test_the_latest_whole_checkpoint_counts(tmp_path: Path) -> None:
+    for name in ("step2", "step10", "step10-unsharded", "step9", "step11-tmp"):
+        make(tmp_path, name)
+    make(tmp_path, "step12", whole=False)
+    names = [checkpoint.path.name for checkpoint in checkpoints_in(tmp_path)]
+    assert names == ["step2", "step9", "step10-unsharded", "step10", "step12"]
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None
+    assert (latest.path.name, latest.step, latest.sharded) == ("step10", 10, True)
+    unsharded = latest_checkpoint(tmp_path, sharded_too=False)
+    assert unsharded is not None
+    assert unsharded.path.name == "step10-unsharded"
+
+
+def test_an_empty_folder_has_none(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def test_a_link_is_followed_and_half_a_checkpoint_refused(tmp_path: Path) -> None:
+    make(tmp_path, "step4")
+    (tmp_path / "latest").symlink_to("step4")
+    assert checkpoint_at(tmp_path / "latest").step == 4
+    make(tmp_path, "step6", whole=False)
+    with pytest.raises(InputError, match=r"not whole: model_and_optim/\.metadata"):
+        checkpoint_at(tmp_path / "step6")
+
+
+def test_resuming_must_not_overwrite_later_checkpoints(tmp_path: Path) -> None:
+    for name in ("step2", "step4"):
+        make(tmp_path, name)
+    check_save_folder(tmp_path, checkpoint_at(tmp_path / "step4"), overwrite=False)
+    with pytest.raises(InputError, match="step4, later than step 2"):
+        check_save_folder(tmp_path, checkpoint_at(tmp_path / "step2"), overwrite=False)
+    check_save_folder(tmp_path, checkpoint_at(tmp_path / "step2"), overwrite=True)
+
+
+def test_another_runs_checkpoint_does_not_open_a_used_folder(tmp_path: Path) -> None:
+    other = make(tmp_path / "other", "step4")
+    make(tmp_path / "used", "step1")
+    with pytest.raises(InputError, match="already holds a run"):
+        check_save_folder(tmp_path / "used", checkpoint_at(other), overwrite=False)
+    check_save_folder(tmp_path / "fresh", checkpoint_at(other), overwrite=False)
