@@ -7,18 +7,30 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 MEGABLOCKS := $(VENV)/.megablocks
+CORE_TESTS := tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_accounting.py \
+	tests/test_preflight.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-fast checks install megablocks format clean
+.PHONY: quickstart test test-core test-fast checks install megablocks format clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/python -m olmoe_parrots.quickstart
+	$(BIN)/python -m olmoe_parrots.quickstart $(if $(STEPS),--steps $(STEPS))
 
 test: $(INSTALLED) $(MEGABLOCKS)
 	$(PYTEST) -n 2 --dist loadgroup
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow"
+
+# The core without dolma, hence with current transformers, in an environment of its own.
+test-core: $(VENV)-core/.installed
+	$(VENV)-core/bin/python -m pytest $(CORE_TESTS)
+
+$(VENV)-core/.installed: setup.py constraints-core.txt
+	test -x $(VENV)-core/bin/python || $(PYTHON) -m venv $(VENV)-core
+	$(VENV)-core/bin/python -c "import torch" 2>/dev/null || $(VENV)-core/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV)-core/bin/python -m pip install --quiet --constraint constraints-core.txt --editable ".[hf]" pytest pytest-xdist hypothesis networkx
+	touch $@
 
 checks: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["olmoe_parrots*", "data_prep*", "launch*"]),
+    packages=find_packages(include=["olmoe_parrots*", "data_prep*"]),
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["parrots=olmoe_parrots.cli:main"]},

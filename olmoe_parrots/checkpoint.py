@@ -47,7 +47,7 @@ def checkpoint_at(path: Path) -> Checkpoint:
 def checkpoints_in(folder: Path) -> list[Checkpoint]:
     """Every checkpoint folder of a run, oldest first and the sharded one last within a step; whole or not."""
     found = []
-    for path in folder.glob("step*"):
+    for path in folder.resolve().glob("step*"):
         if path.is_dir() and (match := NAME.fullmatch(path.name)):
             found.append(Checkpoint(path, int(match[1]), sharded=match[2] is None))
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.sharded))
@@ -62,10 +62,11 @@ def latest_checkpoint(folder: Path, *, sharded_too: bool = True) -> Checkpoint |
     return usable[-1] if usable else None
 
 
-def check_save_folder(folder: Path, resume_from: Checkpoint | None, overwrite: bool) -> None:
+def check_save_folder(folder: Path, resume_from: Checkpoint | None, *, overwrite: bool, goes_on: bool = False) -> None:
     """Refuse a save folder in which this run would overwrite what another one finished.
 
     :param resume_from: the checkpoint that the run starts from, if any.
+    :param goes_on: whether the run was asked to go on from whatever the folder holds, be it nothing.
     :raises InputError: when the folder holds a run and this one neither resumes it nor may overwrite it, or resumes
         it from a step that has later checkpoints.
     """
@@ -80,6 +81,10 @@ def check_save_folder(folder: Path, resume_from: Checkpoint | None, overwrite: b
             what = f"it holds {later[-1]}, later than step {resume_from.step}, which this run would overwrite"
             raise InputError(folder, what, "use another --save_folder, a later --load_path, or --save_overwrite")
         return
-    if existing or (folder / "metrics.jsonl").exists():
+    if existing and goes_on and resume_from is None:
+        names = ", ".join(checkpoint.path.name for checkpoint in existing)
+        what = f"none of its checkpoints is whole and of a kind that this strategy loads: {names}"
+        raise InputError(folder, what, "mend or remove it, or use another --save_folder")
+    if existing or ((folder / "metrics.jsonl").exists() and not goes_on):
         remedy = "resume it with --try_load_latest_save, use another --save_folder, or --save_overwrite"
         raise InputError(folder, "the save folder already holds a run", remedy)

@@ -79,5 +79,5 @@ def _wrap_fsdp(model: ParrotsOLMo, cfg: TrainConfig, device: torch.device) -> nn
         use_orig_params=cfg.fsdp.use_orig_params,
         limit_all_gathers=True,
         device_id=device,
-        param_init_fn=lambda module: module.to_empty(device=device, recurse=False),
+        param_init_fn=lambda module: module.to_empty(device=device, recurse=False),  # type: ignore[arg-type,return-value]
     )

@@ -34,14 +34,14 @@ class ParrotsOLMo(OLMo):
     config: ModelConfig
 
     def reset_parameters(self) -> None:
-        """OLMo's (olmo/model.py:1169), which forgets the norm of the embeddings."""
+        """OLMo's (olmo/model.py:1167), which forgets the norm of the embeddings."""
         super().reset_parameters()
         if self.config.embedding_layer_norm:
             self.transformer["emb_norm"].reset_parameters()  # type: ignore[operator]
 
     @property
     def num_fwd_flops(self) -> int:
-        """Forward FLOPs per token (OLMo's, at olmo/model.py:1572, leaves out the tied output matrix)."""
+        """Forward FLOPs per token (OLMo's, at olmo/model.py:1569, leaves out the tied output matrix)."""
         return ModelShape.from_config(self.config).flops_per_token() // 3
 
     @property
@@ -61,14 +61,15 @@ class MoEOLMo(ParrotsOLMo):
     """OLMo whose blocks are :class:`~olmoe_parrots.moe.block.MoEBlock`."""
 
     def __init__(self, config: ModelConfig, init_params: bool = True) -> None:
-        # OLMo.__init__ builds dense blocks (olmo/model.py:1101): one, without memory, and then ours in its place
+        # OLMo.__init__ builds dense blocks (olmo/model.py:1099): one, without memory, and then ours in its place
         scaffold = replace(config, block_type=BlockType.sequential, n_layers=1, block_group_size=1, init_device="meta")
         super().__init__(scaffold, init_params=False)
         device = config.init_device
         if device != "meta":
             self.to_empty(device=device or "cpu")
         self.config = config
-        blocks = [MoEBlock(i, config, self._OLMo__cache) for i in range(config.n_layers)]
+        cache: Any = self._OLMo__cache
+        blocks = [MoEBlock(i, config, cache) for i in range(config.n_layers)]
         if config.block_group_size > 1:
             size = config.block_group_size
             groups = [OLMoBlockGroup(config, i, blocks[i : i + size]) for i in range(0, config.n_layers, size)]
@@ -81,7 +82,8 @@ class MoEOLMo(ParrotsOLMo):
 
     def forward(self, *args: Any, use_cache: bool = False, **kwargs: Any) -> ModelOutput:  # type: ignore[override]
         wanted = Collect.ROUTING | (Collect.KEYS_VALUES if use_cache else Collect.NOTHING)
-        logits, collected, hidden_states = super().forward(*args, use_cache=wanted, **kwargs)
+        forward: Any = super().forward  # OLMo types the flag as bool and what blocks return as keys and values
+        logits, collected, hidden_states = forward(*args, use_cache=wanted, **kwargs)
         keys_values = [block.keys_values for block in collected] if use_cache else None
         return ModelOutput(logits, keys_values, hidden_states, [block.statistics for block in collected])
 
@@ -97,6 +99,7 @@ def build_model(config: ModelConfig, init_params: bool = True) -> ParrotsOLMo:
 
 def initialize(model: nn.Module, seed: int) -> None:
     """Draw all initial weights of an unwrapped model from ``seed`` alone, whatever was drawn before."""
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         model.reset_parameters()  # type: ignore[operator]

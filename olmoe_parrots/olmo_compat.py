@@ -54,13 +54,13 @@ def apply() -> None:
     _load_trainer_state_weights_only()
     _keep_state_on_the_cpu()
     _read_sharded_checkpoints()
-    _silence_cuda_autocast_warnings()
+    _silence_warnings()
 
 
 def _load_trainer_state_weights_only() -> None:
     """olmo/checkpoint.py:316 calls ``torch.load`` on ``train.pt``, whose checkpoint lists and numpy random state are
     not among the types that torch loads from untrusted files. These four hold plain data."""
-    reconstruct = np.zeros(1).__reduce__()[0]
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
     dtypes = [type(np.dtype(np.uint32))]
     torch.serialization.add_safe_globals([PosixPath, reconstruct, np.ndarray, np.dtype, *dtypes])
 
@@ -132,9 +132,10 @@ class SafeFileSystemReader(olmo.checkpoint.RemoteFileSystemReader):
         return item, content
 
 
-def _silence_cuda_autocast_warnings() -> None:
-    """olmo/train.py:799,903 enter ``torch.autocast("cuda")`` on every device; elsewhere it does nothing but warn.
-    The autocast that counts is entered in :meth:`olmoe_parrots.trainer.ParrotsTrainer.model_forward`."""
+def _silence_warnings() -> None:
+    """Warnings that a user can do nothing about: of the torch interfaces that OLMo's checkpointers use, of FSDP on one
+    rank, and of ``torch.autocast("cuda")``, which olmo/train.py:799,903 enter on every device, to no effect. The
+    autocast that counts is entered in :meth:`olmoe_parrots.trainer.ParrotsTrainer.model_forward`."""
     for message in (
         "User provided device_type of 'cuda'",
         "In CUDA autocast",

@@ -66,6 +66,9 @@ def config_error(path: str, error: Exception, overrides: list[str]) -> InputErro
         )
         remedy = f"did you mean {near[0]}?" if near else "see docs/training.md"
         return InputError(where, "there is no such option", remedy)
+    if "does not match any files" in message:
+        remedy = "make the data with `python -m data_prep`, or name another folder with --data_folder=DIR"
+        return InputError(where, message, remedy)
     return InputError(where, message, "correct the value")
 
 
@@ -96,7 +99,8 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     _check_strategy(cfg, config_path, world_size)
     _check_data(cfg, config_path)
     resume_from = find_resume_point(cfg)
-    check_save_folder(Path(cfg.save_folder), resume_from, cfg.save_overwrite)
+    goes_on = cfg.try_load_latest_save
+    check_save_folder(Path(cfg.save_folder), resume_from, overwrite=cfg.save_overwrite, goes_on=goes_on)
     _check_disk(cfg)
     return resume_from
 
@@ -179,6 +183,10 @@ def _check_strategy(cfg: Any, path: str, world_size: int) -> None:
     if str(strategy) == "fsdp" and str(cfg.sharded_checkpointer) not in ("torch_new", "olmo_core"):
         remedy = "use torch_new: it resumes on any number of ranks, and loads nothing but data"
         raise _refuse(path, "sharded_checkpointer", cfg.sharded_checkpointer, "unsafe or unfinished in OLMo", remedy)
+    loader = cfg.load_path_sharded_checkpointer
+    if loader is not None and str(loader) not in ("torch_new", "olmo_core"):
+        remedy = "use torch_new, or load an unsharded checkpoint"
+        raise _refuse(path, "load_path_sharded_checkpointer", loader, "unsafe or unfinished in OLMo", remedy)
     if str(strategy) == "ddp" and cfg.save_interval_unsharded is None:
         problem = "DDP saves unsharded checkpoints only, and this run would save nothing"
         raise _refuse(path, "save_interval_unsharded", None, problem, "set it to a number of steps")

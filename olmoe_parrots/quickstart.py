@@ -19,10 +19,11 @@ TASK = "eval/downstream/piqa_len_norm"
 CHARACTERS = 8_000_000
 
 
-def commands() -> list[list[str]]:
-    """The modules to run, with their arguments, in order."""
+def commands(steps: int | None = None) -> list[list[str]]:
+    """The modules to run, with their arguments, in order; ``steps`` shortens (or lengthens) the training."""
     prepare = ["data_prep", "python-docs", "--output", str(DATA), "--max-characters", str(CHARACTERS)]
-    train = [["olmoe_parrots.train", f"configs/{run.name}.yaml", "--try_load_latest_save=true"] for run in RUNS]
+    options = ["--try_load_latest_save=true", *([f"--max_duration={steps}"] if steps else [])]
+    train = [["olmoe_parrots.train", f"configs/{run.name}.yaml", *options] for run in RUNS]
     draw = ["olmoe_parrots.curves", *map(str, RUNS), "--output", str(PICTURE)]
     return [*([] if (DATA / "manifest.json").exists() else [prepare]), *train, draw]
 
@@ -48,11 +49,11 @@ def print_summary() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argparse.ArgumentParser(prog="python -m olmoe_parrots.quickstart", description=__doc__.splitlines()[0]).parse_args(
-        argv
-    )
+    parser = argparse.ArgumentParser(prog="python -m olmoe_parrots.quickstart", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, help="training steps of each run, instead of the configs'")
+    args = parser.parse_args(argv)
     started = time.monotonic()
-    for command in commands():
+    for command in commands(args.steps):
         print("\n$ python -m " + " ".join(command), flush=True)
         done = subprocess.run([sys.executable, "-m", *command], check=False)
         if done.returncode:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import report_and_exit
 from .preflight import check, config_error, read_config_text
@@ -87,7 +87,8 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
     cfg.device_train_grad_accum = cfg.device_train_batch_size // cfg.device_train_microbatch_size
     _claim_save_folder(cfg, resume_from, device)
     try:
-        with _build_trainer(cfg, device) as trainer:
+        trainer = _build_trainer(cfg, device)
+        with trainer:
             _restore(trainer, cfg, resume_from)
             if not cfg.dry_run:
                 _train(trainer, cfg)
@@ -135,7 +136,8 @@ def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTraine
         log.info("%s: %s parameters on %s, %d rank(s)", cfg.run_name, f"{model.num_params():,}", device, world_size())
     model.set_activation_checkpointing(cfg.activation_checkpointing)
     if cfg.compile is not None:
-        for block in model.transformer.get("blocks", model.transformer.get("block_groups", [])):
+        blocks: Any = model.transformer["blocks" if "blocks" in model.transformer else "block_groups"]
+        for block in blocks:
             block.compile(**cfg.compile.asdict())
     dist_model = wrap(model, cfg, device)
     optim = build_optimizer(cfg, dist_model)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import wandb
 from olmo.torch_util import get_global_rank, get_world_size, move_to_device
 from olmo.train import Trainer
 from torch import Tensor
@@ -85,6 +86,8 @@ class ParrotsTrainer(Trainer):
             self.progress.close()
         if self.metrics_file is not None:
             self.metrics_file.close()
+        if wandb.run is not None:  # OLMo (olmo/train.py:1377) passes an argument that current wandb does not take
+            wandb.finish(exit_code=exit_code)
         super().close(exit_code)
 
     # Devices: OLMo names CUDA at olmo/train.py:335,433,799,903.

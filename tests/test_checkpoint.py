@@ -67,3 +67,21 @@ def test_another_runs_checkpoint_does_not_open_a_used_folder(tmp_path: Path) -> 
     with pytest.raises(InputError, match="already holds a run"):
         check_save_folder(tmp_path / "used", checkpoint_at(other), overwrite=False)
     check_save_folder(tmp_path / "fresh", checkpoint_at(other), overwrite=False)
+
+
+def test_a_relative_folder_is_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "runs" / "a", "step4")
+    monkeypatch.chdir(tmp_path)
+    latest = latest_checkpoint(Path("runs/a"))
+    assert latest is not None
+    check_save_folder(Path("runs/a"), latest, overwrite=False, goes_on=True)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_may_start_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    check_save_folder(tmp_path, None, overwrite=False, goes_on=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        check_save_folder(tmp_path, None, overwrite=False)
+    make(tmp_path, "step2", whole=False)
+    with pytest.raises(InputError, match="step2"):
+        check_save_folder(tmp_path, None, overwrite=False, goes_on=True)

@@ -1,4 +1,4 @@
-"""Every shipped config trains a step: its own widths, experts and options, cut down to a layer and two short sequences."""
+"""Every shipped config trains a step: its own widths, experts and options, cut down to a layer and short sequences."""
 
 import json
 import os
@@ -30,7 +30,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shipped")
     shards = write_shards(root / "data", vocabulary=32_000)
     overrides = [f"--{override}" for override in [*SMALLER, f"data_folder={shards}"]]
-    arguments = [f"{free_port()}:{config} --save_folder={root / config.stem} " + " ".join(overrides) for config in CONFIGS]
+    arguments = [
+        f"{free_port()}:{config} --save_folder={root / config.stem} " + " ".join(overrides) for config in CONFIGS
+    ]
     done = subprocess.run(
         [sys.executable, "tests/train_many.py", *arguments],
         cwd=REPOSITORY,

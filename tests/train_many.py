@@ -1,7 +1,7 @@
 """Trains several configs one after the other in one process a rank, to import torch and OLMo once for all of them.
 
-Arguments read "PORT:CONFIG OVERRIDE ...". Each run meets on a port of its own: ranks that leave one run early must not find the store
-of the last one.
+Arguments read "PORT:CONFIG OVERRIDE ...". Each run meets on a port of its own: ranks that leave one run early must not
+find the store of the last one.
 """
 
 import os

@@ -1,6 +1,6 @@
 """OLMo's transformer block with a mixture of experts in place of its feed-forward network.
 
-``OLMoSequentialBlock.forward`` (olmo/model.py:725) is used whole: its ``ff_proj`` and ``act`` become identities and its
+``OLMoSequentialBlock.forward`` (olmo/model.py:722) is used whole: its ``ff_proj`` and ``act`` become identities and its
 ``ff_out`` the MoE layer. The layer's routing statistics leave through the slot in which OLMo's blocks return their keys
 and values, which ``OLMo.forward`` collects whenever ``use_cache`` is true.
 """
@@ -58,7 +58,7 @@ ACTIVATIONS = {
 class MoEBlock(OLMoSequentialBlock):
     """``config`` is a :class:`olmoe_parrots.config.ModelConfig` whose ``block_type`` is ``moe``."""
 
-    ff_out: FeedForwardMoE
+    ff_out: FeedForwardMoE  # type: ignore[assignment]
 
     def __init__(self, layer_id: int, config: Any, cache: BufferCache) -> None:
         super().__init__(layer_id, config, cache)
@@ -85,7 +85,7 @@ class MoEBlock(OLMoSequentialBlock):
             device=config.init_device,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x: Tensor, attention_bias: Any = None, layer_past: Any = None, use_cache: Any = False, **kwargs: Any
     ) -> tuple[Tensor, Any]:
         """As OLMo's, but with :class:`Collect` in ``use_cache`` and :class:`Collected` as the second output."""
@@ -100,7 +100,7 @@ class MoEBlock(OLMoSequentialBlock):
         return x, Collected(keys_values, statistics) if wanted else None
 
     def reset_parameters(self) -> None:
-        """As OLMo's blocks (olmo/model.py:495,698): the experts' input projection and the router like its ``ff_proj``,
+        """As OLMo's blocks (olmo/model.py:479,698): the experts' input projection and the router like its ``ff_proj``,
         the output projection like its ``ff_out``."""
         for norm in (self.q_norm, self.k_norm, self.attn_norm, self.ff_norm):
             if norm is not None:

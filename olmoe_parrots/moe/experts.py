@@ -160,8 +160,10 @@ def why_not(backend: str, x_TD: Tensor, experts: ExpertWeights) -> str | None:
 
 
 def _why_not_grouped(x_TD: Tensor, experts: ExpertWeights) -> str | None:
-    if not hasattr(torch.nn.functional, "grouped_mm"):
-        return f"torch {torch.__version__} has no grouped_mm (2.11 or newer has it on every device)"
+    # present on the CPU before 2.11, but unreliable there
+    oldest = (2, 10) if x_TD.is_cuda else (2, 11)
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < oldest:
+        return f"torch {torch.__version__} has no grouped_mm to rely on (2.11 has)"
     if x_TD.dtype not in GROUPED_MM_DTYPES:
         return f"grouped_mm does not take {x_TD.dtype}"
     for width in (x_TD.shape[-1], experts.w_out_EHD.shape[1]):
