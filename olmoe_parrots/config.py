@@ -6,8 +6,8 @@ Our own fields are marked so; every other keeps the meaning that OLMo or OLMoE g
 import warnings
 from dataclasses import dataclass, field
 
+from olmo.config import EvaluatorType, StrEnum
 from olmo.config import ModelConfig as OLMoModelConfig
-from olmo.config import StrEnum
 from olmo.config import TrainConfig as OLMoTrainConfig
 from olmo.config import WandbConfig as OLMoWandbConfig
 
@@ -97,6 +97,11 @@ class TrainConfig(OLMoTrainConfig):
 
     flops_available: float | None = None
     """Ours: peak FLOP/s of one device in the training precision, for MFU; looked up by device name when unset."""
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any evaluator is a task of OLMo's harness, which needs the tokenizer."""
+        return any(evaluator.type == EvaluatorType.downstream for evaluator in self.evaluators)
 
 
 def load_train_config(path: str, overrides: list[str] | None = None, validate_paths: bool = True) -> TrainConfig:

@@ -216,7 +216,7 @@ def _check_data(cfg: Any, path: str) -> None:
                 remedy = "point data_folder at a folder with validation shards, or set evaluators=[]"
                 raise InputError(f"{path}, evaluator {evaluator.label}", "there are no validation files", remedy)
             check_training_shards(held_out, dtype=evaluator.data.memmap_dtype, **expected)
-    if cfg.evaluators:
+    if cfg.has_tasks:
         _check_tokenizer(cfg.tokenizer.identifier, path)
 
 

@@ -121,7 +121,6 @@ def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", dev
 def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTrainer":
     import torch
     from olmo.data import build_train_dataloader
-    from olmo.eval import build_evaluators
     from olmo.optim import build_optimizer, build_scheduler
 
     from .distributed import wrap
@@ -130,7 +129,7 @@ def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTraine
     from .trainer import ParrotsTrainer
 
     train_loader = build_train_dataloader(cfg)
-    evaluators = build_evaluators(cfg, device) if cfg.evaluators else []
+    evaluators = _build_evaluators(cfg, device)
     model = build_model(cfg.model, init_params=False)
     if is_first_rank():
         log.info("%s: %s parameters on %s, %d rank(s)", cfg.run_name, f"{model.num_params():,}", device, world_size())
@@ -155,6 +154,15 @@ def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTraine
         metrics_file=MetricsFile(Path(cfg.save_folder) / "metrics.jsonl") if is_first_rank() else None,
         flops_available=cfg.flops_available or peak,
     )
+
+
+def _build_evaluators(cfg: "TrainConfig", device: "torch.device") -> list[Any]:
+    """OLMo's evaluators; the tokenizer, which OLMo (olmo/eval/__init__.py:109) always loads, only for tasks."""
+    from olmo.eval import build_evaluator
+    from olmo.tokenizer import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_train_config(cfg) if cfg.has_tasks else None
+    return [build_evaluator(cfg, evaluator, tokenizer, device) for evaluator in cfg.evaluators]
 
 
 def _restore(trainer: "ParrotsTrainer", cfg: "TrainConfig", resume_from: "Checkpoint | None") -> None:

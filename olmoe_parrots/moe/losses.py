@@ -14,10 +14,11 @@ Load balancing (Switch Transformer, eq. 4, for top-k)::
 
 Router z-loss (ST-MoE, eq. 5)::
 
-    1/T · Σ_t logsumexp(z_t)²          summed over the layers
+    1/T · Σ_t logsumexp(z_t)²          averaged over the layers
 
-- OLMoE sums it over the layers (``batched_router_zloss(...).sum()``), hence so do we: its weight of 0.001 means the
-  same here. A mean over layers would need a weight L times larger.
+- MegaBlocks' ``batched_router_zloss`` gives this value, times its ``moe_zloss_weight``, once a layer and leaves it to
+  the caller to reduce them. OLMo-core takes their mean, as we do, which keeps a weight's meaning at any depth; a
+  caller that sums them has a weight L times smaller for the same loss.
 
 Both are taken over the tokens of one micro-batch on one rank, as in OLMoE, weighted by the micro-batch's share of the
 batch. The z-loss is linear in the tokens, so it does not depend on how the batch is cut; load balancing multiplies two
@@ -49,5 +50,5 @@ def load_balancing_loss(layers: Sequence[RoutingStatistics], *, tokens_per_exper
 
 
 def router_z_loss(layers: Sequence[RoutingStatistics]) -> Tensor:
-    """Unweighted router z-loss, summed over the layers (a scalar)."""
-    return torch.stack([layer.mean_squared_logsumexp for layer in layers]).sum()
+    """Unweighted router z-loss, averaged over the layers (a scalar)."""
+    return torch.stack([layer.mean_squared_logsumexp for layer in layers]).mean()
