@@ -218,6 +218,7 @@ def _check_data(cfg: Any, path: str) -> None:
             check_training_shards(held_out, dtype=evaluator.data.memmap_dtype, **expected)
     if cfg.has_tasks:
         _check_tokenizer(cfg.tokenizer.identifier, path)
+        _check_tasks([e.label for e in cfg.evaluators if str(e.type) == "downstream"], path)
 
 
 def _check_tokenizer(identifier: str, path: str) -> None:
@@ -226,6 +227,15 @@ def _check_tokenizer(identifier: str, path: str) -> None:
     if not Path(identifier).is_file() and not is_data_file(identifier):
         remedy = "give a tokenizer.json, such as the one in the data folder"
         raise _refuse(path, "tokenizer.identifier", identifier, "there is no such file", remedy)
+
+
+def _check_tasks(labels: list[str], path: str) -> None:
+    from olmo.eval import label_to_task_map
+
+    for label in labels:
+        if label not in label_to_task_map:
+            near = ", ".join(difflib.get_close_matches(label, label_to_task_map, n=3)) or "another"
+            raise InputError(f"{path}, evaluator {label}", "OLMo's harness has no such task", f"did you mean {near}?")
 
 
 def find_resume_point(cfg: Any) -> Checkpoint | None:

@@ -85,6 +85,13 @@ def test_no_data(tiny_config: ConfigWriter) -> None:
     assert "data_folder" in refusal(config, "--data.paths=[]")
 
 
+def test_an_unknown_task(tiny_config: ConfigWriter) -> None:
+    tokenizer = "--tokenizer.identifier=tokenizers/allenai_gpt-neox-olmo-dolma-v1_5.json"
+    line = refusal(tiny_config(), tokenizer, "--evaluators=[{label: piqqa, type: downstream}]")
+    assert "piqqa" in line
+    assert "piqa" in line.split(";")[1]
+
+
 def test_a_truncated_shard(tiny_config: ConfigWriter, shards: Path, tmp_path: Path) -> None:
     import shutil
 
