@@ -35,9 +35,10 @@ def print_summary() -> None:
 
     from .grid import quickstart
 
-    table = Table(title="A mixture of experts beside its dense twin of equal active parameters")
-    for heading in ("run", "total", "active", "tokens", "held-out perplexity", "PIQA (chance 0.5)"):
-        table.add_column(heading, justify="left" if heading == "run" else "right")
+    title = "A mixture of experts beside its dense twin of equal active parameters"
+    table = Table(title=title, caption="PIQA: share right of a few questions out of two answers each; chance is 0.5")
+    for heading in ("run", "total", "active", "tokens", "held-out ppl", "PIQA"):
+        table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     for run, folder in zip(quickstart(), RUNS, strict=True):
         rows = read_metrics(folder / "metrics.jsonl")
         last = max(rows_by_step(rows, "eval/validation/Perplexity").items())[1]
