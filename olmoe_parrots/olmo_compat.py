@@ -148,6 +148,7 @@ def _silence_warnings() -> None:
         "FSDP.set_state_dict_type",
         "Please use DTensor instead",
         "Multiple backends are registered",
+        "`_get_pg_default_device` will be deprecated",
         "`load_state_dict` is deprecated",
         "`save_state_dict` is deprecated",
     ):

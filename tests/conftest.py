@@ -6,14 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-# MegaBlocks' kernels run in Triton's interpreter on the CPU, which has to be known before triton is imported
-os.environ.setdefault("TRITON_INTERPRET", "1")
 REPOSITORY = Path(__file__).parent.parent
 VOCABULARY, EOS, PAD = 128, 2, 0
 
@@ -147,3 +146,16 @@ def metrics_of(folder: Path) -> dict[int, dict]:
 
 def losses_of(folder: Path, key: str = "train/CrossEntropyLoss") -> list[float]:
     return [row[key] for _, row in sorted(metrics_of(folder).items())]
+
+
+@pytest.fixture
+def package() -> Iterator[ModuleType]:
+    """The real MegaBlocks package, its global lists emptied afterwards."""
+    from olmoe_parrots.moe import megablocks
+
+    if not megablocks.is_available():
+        pytest.skip("MEGABLOCKS IS NOT INSTALLED, so nothing was compared with it: run `make megablocks`")
+    loaded = megablocks.load_megablocks()
+    yield loaded
+    loaded.layers.moe.clear_load_balancing_loss()
+    loaded.layers.router.clear_router_zloss()

@@ -7,7 +7,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -29,16 +28,6 @@ pytestmark = pytest.mark.megablocks
 
 T, D, H, E = 16, 16, 32, 4
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-@pytest.fixture
-def package() -> Iterator[ModuleType]:
-    if not megablocks.is_available():
-        pytest.skip("MEGABLOCKS IS NOT INSTALLED, so its layer was not compared with anything: run `make megablocks`")
-    loaded = megablocks.load_megablocks()
-    yield loaded
-    loaded.layers.moe.clear_load_balancing_loss()
-    loaded.layers.router.clear_router_zloss()
 
 
 def make_arguments(package: ModuleType, top_k: int, **options: Any) -> Any:

@@ -1,7 +1,6 @@
 """Our layer and its auxiliary losses beside MegaBlocks' own dMoE, the layer the paper used, with equal weights."""
 
 import os
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from olmoe_parrots.moe import megablocks
 from olmoe_parrots.moe.experts import Activation
 from olmoe_parrots.moe.layer import MoELayer
 from olmoe_parrots.moe.losses import load_balancing_loss, router_z_loss
@@ -23,16 +21,6 @@ pytestmark = pytest.mark.megablocks
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 16, 16, 32, 4
 BALANCE_WEIGHT, Z_WEIGHT = 0.02, 0.003
-
-
-@pytest.fixture
-def package() -> Iterator[ModuleType]:
-    if not megablocks.is_available():
-        pytest.skip("MEGABLOCKS IS NOT INSTALLED, so our layer was not compared with it: run `make megablocks`")
-    loaded = megablocks.load_megablocks()
-    yield loaded
-    loaded.layers.moe.clear_load_balancing_loss()
-    loaded.layers.router.clear_router_zloss()
 
 
 def build_dmoe(package: ModuleType, top_k: int, gated: bool, normalize: bool) -> torch.nn.Module:
