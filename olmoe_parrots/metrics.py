@@ -45,20 +45,27 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self.path = path
-        self._file: TextIO = path.open("a", encoding="utf-8")
-        if torn:  # a killed run left half a row: keep it, but start a line of our own
-            self._file.write("\n")
+        self._file: TextIO | None = None  # opened by the first row: a run that trains nothing leaves no file
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row with the time of day (seconds since 1970) in ``time``."""
+        if self._file is None:
+            self._file = self._open()
         self._file.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
         self._file.flush()
 
+    def _open(self) -> TextIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
+        file = self.path.open("a", encoding="utf-8")
+        if torn:  # a killed run left half a row: keep it, but start a line of our own
+            file.write("\n")
+        return file
+
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

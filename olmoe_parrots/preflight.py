@@ -54,7 +54,7 @@ def config_error(path: str, error: Exception, overrides: list[str]) -> InputErro
     from .config import TrainConfig
 
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = lines[0] if lines else type(error).__name__
+    message = (lines[0] if lines else type(error).__name__).split("raised while resolving interpolation: ")[-1]
     full_key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
     where = f"{path}, option {full_key}" if full_key else path
     if full_key and any(f"{o.split('=')[0]}.".startswith(f"{full_key}.") for o in overrides):
@@ -66,8 +66,11 @@ def config_error(path: str, error: Exception, overrides: list[str]) -> InputErro
         )
         remedy = f"did you mean {near[0]}?" if near else "see docs/training.md"
         return InputError(where, "there is no such option", remedy)
+    if "does not match any files" in message and full_key.startswith("evaluators"):
+        remedy = "hold documents out with data_prep's --validation-share, or train without: '--evaluators=[]'"
+        return InputError(where, message, remedy)
     if "does not match any files" in message:
-        remedy = "make the data with `python -m data_prep`, or name another folder with --data_folder=DIR"
+        remedy = "make the data with python -m data_prep, or name another folder with --data_folder=DIR"
         return InputError(where, message, remedy)
     return InputError(where, message, "correct the value")
 
@@ -95,6 +98,7 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     :raises InputError: for whatever is wrong.
     """
     _check_model(cfg.model, config_path)
+    _check_duration(cfg.max_duration, config_path)
     _check_batch(cfg, config_path, world_size)
     _check_strategy(cfg, config_path, world_size)
     _check_data(cfg, config_path)
@@ -151,6 +155,18 @@ def _check_experts(model: Any, path: str) -> None:
         raise _refuse(path, "model.moe_expert_model_parallelism", True, problem, "set it to false")
     if not model.moe_dropless and model.moe_capacity_factor <= 0:
         raise _refuse(path, "model.moe_capacity_factor", model.moe_capacity_factor, "must be positive", "use 1.25, say")
+
+
+def _check_duration(duration: int | str, path: str) -> None:
+    amount = str(duration).strip()
+    unit = next((unit for unit in ("ep", "T") if amount.endswith(unit)), "")
+    try:
+        number = float(amount.removesuffix(unit))
+    except ValueError:
+        number = -1.0
+    if not 1 <= number < float("inf"):
+        remedy = "give steps (60000), tokens (63e9T) or epochs (1ep)"
+        raise _refuse(path, "max_duration", duration, "this is no length of training", remedy)
 
 
 def _check_batch(cfg: Any, path: str, world_size: int) -> None:

@@ -26,11 +26,12 @@ log = logging.getLogger("olmoe_parrots")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m olmoe_parrots.train", description=__doc__.splitlines()[0])
-    parser.add_argument("config", help="a YAML file, such as configs/moe_d512_e16.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="--key=value", help="options of the config, dotted when nested")
+    usage = "python -m olmoe_parrots.train CONFIG [--key=value ...]"
+    epilog = "--key=value sets an option of the config, dotted when nested: --model.n_layers=4"
+    parser = argparse.ArgumentParser(usage=usage, description="Train one model.", epilog=epilog, allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/moe_d512_e16.yaml")
     args, rest = parser.parse_known_args(argv)
-    overrides = read_config_text(args.config, [*args.overrides, *rest])
+    overrides = read_config_text(args.config, rest)
     _set_up_logging()
     cfg = _load(args.config, overrides)
     resume_from = check(cfg, args.config, world_size())
@@ -90,7 +91,9 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
         trainer = _build_trainer(cfg, device)
         with trainer:
             _restore(trainer, cfg, resume_from)
-            if not cfg.dry_run:
+            if cfg.dry_run:
+                log.info("dry run: config, data and model fit together; nothing was trained")
+            else:
                 _train(trainer, cfg)
     finally:
         dist.destroy_process_group()
@@ -108,6 +111,9 @@ def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", dev
         folder.mkdir(parents=True, exist_ok=True)
         # the order of the data, which OLMo works out anew at each start and refuses to replace
         shutil.rmtree(folder / "train_data", ignore_errors=True)
+        if cfg.dry_run:
+            barrier()
+            return
         resumes = resume_from is not None and resume_from.path.parent == folder.resolve()
         suffix = f".step{resume_from.step}" if resume_from is not None and resumes else ""
         cfg.save(folder / f"config{suffix}.yaml")
@@ -213,7 +219,7 @@ def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:
     if trainer.progress is not None:
         message = f"trained to step {trainer.global_step}: checkpoints and metrics.jsonl are in {folder}"
         if trainer.global_step == started_at:
-            message = f"nothing to do: {folder} is trained up to step {started_at} of {trainer.max_steps}"
+            message = f"nothing to do: {folder} is trained up to step {started_at}, {trainer.max_steps} were asked for"
         trainer.progress.say(message)
 
 

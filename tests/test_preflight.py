@@ -45,6 +45,8 @@ def refusal(config: Path | str, *overrides: str) -> str:
         ("--global_train_batch_size=1000000", ["global_train_batch_size=1000000", "fewer than one batch"]),
         ("--device_train_microbatch_size=3", ["device_train_microbatch_size=3", "8 sequences"]),
         ("--data.drop_last=false", ["data.drop_last"]),
+        ("--max_duration=4x", ["max_duration=4x", "1ep"]),
+        ("--max_duration=0", ["max_duration=0"]),
         ("--precision=fp8", ["precision=fp8", "amp_bf16"]),
         ("--distributed_strategy=null", ["distributed_strategy"]),
         ("--sharded_checkpointer=local", ["sharded_checkpointer", "torch_new"]),

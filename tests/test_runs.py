@@ -85,3 +85,12 @@ def test_compiled_blocks_give_the_same_losses(tiny_config: Callable[..., Path], 
     train(config)
     train(config, f"--save_folder={tmp_path / 'compiled'}", "--compile.backend=aot_eager")
     assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "run"), abs=1e-5)
+
+
+def test_a_dry_run_leaves_the_folder_to_the_real_one(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = tiny_config()
+    assert "nothing was trained" in train(config, "--dry_run=true")
+    train(config)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    train(config, "--dry_run=true", "--save_overwrite=true")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
