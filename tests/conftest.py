@@ -12,6 +12,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # MegaBlocks' kernels then run in Triton's interpreter, which has to be known before any test module imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).parent.parent
 VOCABULARY, EOS, PAD = 128, 2, 0

@@ -20,9 +20,6 @@ from torch import Tensor
 from olmoe_parrots.moe import megablocks, megablocks_ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # test modules are imported before any test runs, and a test elsewhere may import Triton through torch.compile
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytestmark = pytest.mark.megablocks
 

@@ -1,6 +1,5 @@
 """Our layer and its auxiliary losses beside MegaBlocks' own dMoE, the layer the paper used, with equal weights."""
 
-import os
 from types import ModuleType
 
 import pytest
@@ -14,8 +13,6 @@ from olmoe_parrots.moe.losses import load_balancing_loss, router_z_loss
 from olmoe_parrots.moe.router import TopKRouter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytestmark = pytest.mark.megablocks
 
