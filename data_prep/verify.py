@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from olmoe_parrots.errors import report_and_exit
-from olmoe_parrots.shards import SPLITS, Manifest, verify
+from olmoe_parrots.shard_verification import verify
+from olmoe_parrots.shards import SPLITS, Manifest
 
 
 def show_table(manifest: Manifest, title: str) -> None:
@@ -22,7 +23,7 @@ def show_table(manifest: Manifest, title: str) -> None:
     table.add_column("tokens", justify="right")
     table.add_column("documents", justify="right")
     for split in SPLITS:
-        for source, counts in sorted(manifest.sources.get(split, {}).items()):
+        for source, counts in manifest.sources(split).items():
             table.add_row(split, source, f"{counts['tokens']:,}", f"{counts['documents']:,}")
         tokens, documents = manifest.totals(split)
         table.add_row(split, "all", f"{tokens:,}", f"{documents:,}", end_section=True, style="bold")

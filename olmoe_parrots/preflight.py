@@ -15,7 +15,7 @@ import yaml
 from .accounting import ModelShape
 from .checkpoint import Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
 from .errors import InputError
-from .shards import check_training_shards
+from .shard_checks import check_training_shards
 
 BACKENDS = ("auto", "sparse", "grouped", "megablocks", "loop")
 

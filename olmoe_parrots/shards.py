@@ -1,38 +1,41 @@
-"""The shard contract: what a dataset folder holds, how it is described, and how it is checked.
+"""The shard contract: what a dataset folder holds and how its manifest describes it.
 
-A dataset folder, its shards as `dolma tokens` writes and OLMo's MemMapDataset reads them, is
+A dataset folder, on disk or under an `s3://` address, its shards as `dolma tokens` writes and OLMo's MemMapDataset
+reads them, is
 
-    manifest.json              what this module reads and writes
-    tokenizer.json             the tokenizer that made the tokens
-    train/*.npy                token ids: raw little-endian uint16 or uint32, no header, EOS after each document
-    train/*.csv.gz             beside each: one row per document (first token, end token, id, source file, line)
-    validation/*.npy, *.csv.gz the same for held-out documents
+    manifest.json                  what this module reads and writes
+    tokenizer.json                 the tokenizer that made the tokens
+    train/SOURCE-00000.npy         token ids: raw little-endian uint16 or uint32, no header, EOS after each document
+    train/SOURCE-00000.csv.gz      beside it: one row per document (first token, end token, id, source file, line)
+    validation/*.npy, *.csv.gz     the same for held-out documents
+
+:mod:`olmoe_parrots.shard_checks` checks one against a training config, :mod:`olmoe_parrots.shard_verification` whole.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
 import os
-import zlib
-from collections.abc import Iterable
+import re
+import typing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from olmoe_parrots.errors import InputError
 
-FORMAT = "olmoe_parrots.shards/1"
+FORMAT = "olmoe_parrots.shards/2"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "validation")
 REBUILD = "build the dataset again with `python -m data_prep`"
-_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _BLOCK = 1 << 22
+_SHA256 = re.compile("[0-9a-f]{64}")
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -48,70 +51,182 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One token file: `path` is relative to the dataset folder, `bytes` its size, `sha256` that of its bytes."""
+    """One token file of one source.
+
+    Args:
+        path: relative to the dataset folder, with `/`.
+        split: "train" or "validation".
+        source: the name of the source that its documents come from.
+        bytes, sha256: of the file.
+        tokens, documents: in it; each document's EOS counts as a token.
+        boundaries_sha256: of the `.csv.gz` beside it; None where there is none, as for examples of a fixed length.
+        label_mask: the path of a file of one byte a token, 1 where the token is learned (OLMo's label_mask_paths).
+        label_mask_sha256: of that file.
+    """
 
     path: str
     split: str
+    source: str
     bytes: int
     sha256: str
     tokens: int
     documents: int
+    boundaries_sha256: str | None
+    label_mask: str | None = None
+    label_mask_sha256: str | None = None
+
+    @property
+    def boundaries(self) -> str | None:
+        """The path of its document boundaries, relative to the dataset folder; None where there are none."""
+        return boundaries_path(self.path) if self.boundaries_sha256 else None
+
+
+@dataclass(frozen=True)
+class ReportFile:
+    """A further file of the dataset folder, such as the report on contamination: `path` relative to the folder."""
+
+    path: str
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A dataset folder: `sources` maps split to source to {"tokens", "documents"}; `mixture` describes the inputs."""
+    """What manifest.json says of a dataset folder.
+
+    Args:
+        mixture: the inputs and every setting that decides the bytes.
+        versions: of Python and of the packages that shape the tokens.
+        asked: by source, what the mixture asked for: {"tokens": int or None, "share": float or None, "epochs": int}.
+        reports: further files of the folder.
+    """
 
     tokenizer: TokenizerInfo
     dtype: str
     files: list[ShardFile]
-    sources: dict[str, dict[str, dict[str, int]]]
     mixture: dict[str, Any]
     seed: int
     versions: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: list[ReportFile] = field(default_factory=list)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Manifest:
-        """Read `directory`/manifest.json. Raises InputError if it is missing or not a manifest."""
+        """Read manifest.json of a dataset folder. Raises InputError if it is missing, no manifest or unsound."""
         path = Path(directory) / MANIFEST
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes()
         except FileNotFoundError:
             raise InputError(path, "there is no manifest", f"name a finished dataset folder, or {REBUILD}") from None
-        except (OSError, ValueError) as error:
-            raise InputError(path, f"cannot be read as JSON ({error})", REBUILD) from None
-        return _parse_manifest(raw, path)
+        except OSError as error:
+            raise InputError(path, f"it cannot be read ({error.strerror})", "correct its permissions") from None
+        return parse_manifest(content, path)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write `directory`/manifest.json atomically."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
         write_atomically(Path(directory) / MANIFEST, f"{text}\n".encode())
 
-    def totals(self, split: str) -> tuple[int, int]:
-        """(tokens, documents) of a split."""
-        files = [file for file in self.files if file.split == split]
+    def totals(self, split: str, source: str | None = None) -> tuple[int, int]:
+        """(tokens, documents) of a split, or of one source in it."""
+        files = [file for file in self.files if file.split == split and source in (None, file.source)]
         return sum(file.tokens for file in files), sum(file.documents for file in files)
 
+    def sources(self, split: str) -> dict[str, dict[str, int]]:
+        """{"tokens", "documents"} of a split by source, sorted by name."""
+        found = {}
+        for source in sorted({file.source for file in self.files if file.split == split}):
+            tokens, documents = self.totals(split, source)
+            found[source] = {"tokens": tokens, "documents": documents}
+        return found
 
-def _parse_manifest(raw: Any, path: Path) -> Manifest:
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise InputError(path, f"its format is not {FORMAT!r}", REBUILD)
+
+def parse_manifest(content: bytes, where: object) -> Manifest:
+    """The manifest in `content`, the bytes of a manifest.json; `where` names it in the InputError it raises."""
     try:
-        fields = {key: value for key, value in raw.items() if key != "format"}
-        fields["tokenizer"] = TokenizerInfo(**fields["tokenizer"])
-        fields["files"] = [ShardFile(**file) for file in fields["files"]]
-        manifest = Manifest(**fields)
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, f"it cannot be read as JSON ({error})", REBUILD) from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = repr(raw.get("format")) if isinstance(raw, dict) else "missing"
+        raise InputError(where, f"its format is {found} and not {FORMAT!r}", REBUILD)
+    try:
+        entries = {key: value for key, value in raw.items() if key != "format"}
+        entries["tokenizer"] = _record(TokenizerInfo, entries["tokenizer"])
+        entries["files"] = [_record(ShardFile, file) for file in entries["files"]]
+        entries["reports"] = [_record(ReportFile, file) for file in entries["reports"]]
+        manifest: Manifest = _record(Manifest, entries)
     except (TypeError, KeyError) as error:
-        raise InputError(path, f"it lacks a field or has one too many ({error})", REBUILD) from None
-    if manifest.dtype not in _DTYPES:
-        raise InputError(path, f"its dtype is {manifest.dtype!r}, not uint16 or uint32", REBUILD)
-    for file in manifest.files:
-        # A manifest may come from elsewhere: it must not name files outside its folder.
-        if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts:
-            raise InputError(path, f"it names {file.path!r}, which is outside the folder", REBUILD)
-        if file.tokens * _DTYPES[manifest.dtype].itemsize != file.bytes:
-            raise InputError(path, f"{file.path}: {file.bytes} bytes are not {file.tokens} tokens", REBUILD)
+        raise InputError(where, f"it lacks a field or holds a wrong one ({error})", REBUILD) from None
+    if problem := _contradiction(manifest):
+        raise InputError(where, problem, REBUILD)
     return manifest
+
+
+def _record(kind: type[_Record], raw: dict[str, Any]) -> _Record:
+    """A dataclass of the values in `raw`, each of the type that its field names; TypeError otherwise."""
+    record = kind(**raw)
+    for name, hint in typing.get_type_hints(kind).items():
+        origin = typing.get_origin(hint)
+        if not isinstance(value := getattr(record, name), origin if origin in (list, dict) else hint):
+            raise TypeError(f"{name} is {value!r:.60}")
+    return record
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    """What cannot be so in a manifest whose fields are of the right types. It may come from elsewhere."""
+    if manifest.dtype not in DTYPES:
+        return f"its dtype is {manifest.dtype!r}, not uint16 or uint32"
+    if manifest.tokenizer.vocabulary_size > np.iinfo(DTYPES[manifest.dtype]).max + 1:
+        return f"{manifest.dtype} does not hold a vocabulary of {manifest.tokenizer.vocabulary_size}"
+    for file in manifest.files:
+        if file.split not in SPLITS:
+            return f"{file.path} is of the split {file.split!r}, not train or validation"
+        if not file.source.strip() or not file.source.isprintable():
+            return f"{file.path} is of the source {file.source!r}, which is no name"
+        if min(file.bytes, file.tokens, file.documents) < 0:
+            return f"{file.path} has a count below 0"
+        if file.tokens * DTYPES[manifest.dtype].itemsize != file.bytes:
+            return f"{file.path}: {file.bytes} bytes are not {file.tokens} tokens of {manifest.dtype}"
+        if (file.label_mask is None) != (file.label_mask_sha256 is None):
+            return f"{file.path} has only one of label_mask and label_mask_sha256"
+    return _bad_path(manifest) or _bad_sum(manifest) or _bad_request(manifest)
+
+
+def _bad_path(manifest: Manifest) -> str | None:
+    seen: set[str] = set()
+    masks = [file.label_mask for file in manifest.files if file.label_mask is not None]
+    for path in [*(entry.path for entry in [*manifest.files, *manifest.reports]), *masks]:
+        parts = PurePosixPath(path).parts
+        if not path.isprintable() or "\\" in path or not parts or parts[0] == "/" or ".." in parts or "://" in path:
+            return f"it names {path!r}, which is not a path inside the folder"
+        if path in seen:
+            return f"it lists {path!r} twice"
+        seen.add(path)
+    return None
+
+
+def _bad_sum(manifest: Manifest) -> str | None:
+    entries: list[tuple[str, str | None]] = [(TOKENIZER, manifest.tokenizer.sha256)]
+    for file in manifest.files:
+        entries += [(file.path, s) for s in (file.sha256, file.boundaries_sha256, file.label_mask_sha256)]
+    entries += [(report.path, report.sha256) for report in manifest.reports]
+    wrong = [(path, digest) for path, digest in entries if digest is not None and not _SHA256.fullmatch(digest)]
+    return f"{wrong[0][0]}: {wrong[0][1]!r:.70} is not a SHA-256" if wrong else None
+
+
+def _bad_request(manifest: Manifest) -> str | None:
+    kinds: dict[str, Any] = {"tokens": int | None, "share": int | float | None, "epochs": int}
+    for source, asked in manifest.asked.items():
+        for key, kind in kinds.items():
+            if not isinstance(asked, dict) or not isinstance(asked.get(key, 1), kind):
+                return f"what it says was asked of {source!r} is wrong ({key})"
+    return None
+
+
+def boundaries_path(shard: str) -> str:
+    """The path of a token file's document boundaries: `.csv.gz` in place of its ending."""
+    return PurePosixPath(shard).with_suffix(".csv.gz").as_posix()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -138,161 +253,33 @@ def smallest_dtype(vocabulary_size: int) -> str:
     return "uint16" if vocabulary_size <= 1 << 16 else "uint32"
 
 
-def describe_shard(directory: Path, path: str, split: str, dtype: str, documents: int) -> ShardFile:
-    """The ShardFile of the token file `directory`/`path`, read from disk."""
-    size = (directory / path).stat().st_size
-    tokens = size // _DTYPES[dtype].itemsize
-    return ShardFile(path, split, size, sha256_of(directory / path), tokens, documents)
+def describe_shard(
+    directory: Path, path: str, split: str, source: str, dtype: str, documents: int, label_mask: str | None = None
+) -> ShardFile:
+    """The ShardFile of `directory`/`path`, its `.csv.gz` if there is one and its label mask, read from disk.
 
-
-def find_manifest(path: str | os.PathLike[str]) -> tuple[Path, Manifest] | None:
-    """The dataset folder of a token file and its manifest, looked for in the file's folder and up to two above it.
-
-    None where there is none. Raises InputError where there is one that cannot be read.
+    Raises ValueError for a file that is no whole number of tokens, or a label mask of another length.
     """
-    folder = Path(path).absolute().parent
-    for candidate in (folder, *list(folder.parents)[:2]):
-        if (candidate / MANIFEST).is_file():
-            return candidate, Manifest.load(candidate)
-    return None
+    size, itemsize = (directory / path).stat().st_size, DTYPES[dtype].itemsize
+    if size % itemsize:
+        raise ValueError(f"{path}: {size} bytes are no whole number of {dtype} tokens")
+    if label_mask is not None and (directory / label_mask).stat().st_size != size // itemsize:
+        raise ValueError(f"{label_mask}: it is not one byte for each of the {size // itemsize} tokens of {path}")
+    boundaries = directory / boundaries_path(path)
+    return ShardFile(
+        path=path,
+        split=split,
+        source=source,
+        bytes=size,
+        sha256=sha256_of(directory / path),
+        tokens=size // itemsize,
+        documents=documents,
+        boundaries_sha256=sha256_of(boundaries) if boundaries.is_file() else None,
+        label_mask=label_mask,
+        label_mask_sha256=None if label_mask is None else sha256_of(directory / label_mask),
+    )
 
 
-def check_training_shards(
-    paths: Iterable[str | os.PathLike[str]],
-    *,
-    vocab_size: int,
-    eos_token_id: int,
-    pad_token_id: int,
-    dtype: str,
-    sequence_length: int,
-    verify_hashes: bool = False,
-) -> int:
-    """Check token files against their manifests and against a training config, before anything is trained.
-
-    Args:
-        paths: token files. Those with a scheme (`s3://...`) are passed through: neither checked nor counted.
-        vocab_size, eos_token_id, pad_token_id: the model's; each must equal the tokenizer's.
-        dtype: the config's data type of the files, such as "uint16".
-        sequence_length: in tokens.
-        verify_hashes: also read every byte and compare SHA-256 sums. Sizes are compared always.
-
-    Returns:
-        The number of whole sequences over all files, each file divided by itself as OLMo's MemMapDataset does.
-
-    Raises InputError, which names the file, the value found and the remedy.
-    """
-    wanted = {"vocabulary_size": vocab_size, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    known: dict[Path, tuple[Path, Manifest, dict[str, ShardFile]]] = {}
-    sequences = 0
-    for path in (Path(p) for p in paths if "://" not in str(p)):
-        manifest, shard = _listed_shard(path, known)
-        _check_fit(path, manifest, wanted, dtype)
-        _check_content(path, shard, verify_hashes)
-        if shard.tokens < sequence_length:
-            what = f"its {shard.tokens} tokens are fewer than one sequence of {sequence_length}"
-            raise InputError(path, what, "leave this file out, use shorter sequences or prepare more text")
-        sequences += shard.tokens // sequence_length
-    return sequences
-
-
-def _listed_shard(
-    path: Path, known: dict[Path, tuple[Path, Manifest, dict[str, ShardFile]]]
-) -> tuple[Manifest, ShardFile]:
-    folder = path.absolute().parent
-    if not path.is_file():
-        raise InputError(path, "the file does not exist", f"correct the path in the config, or {REBUILD}")
-    if folder not in known:
-        if (found := find_manifest(path)) is None:
-            raise InputError(path, f"there is no {MANIFEST} in its folder or the two above", REBUILD)
-        known[folder] = *found, {file.path: file for file in found[1].files}
-    root, manifest, files = known[folder]
-    shard = files.get(path.absolute().relative_to(root).as_posix())
-    if shard is None:
-        raise InputError(path, f"it is not listed in {root / MANIFEST}", f"use a listed file, or {REBUILD}")
-    return manifest, shard
-
-
-def _check_fit(path: Path, manifest: Manifest, wanted: dict[str, int], dtype: str) -> None:
-    if manifest.dtype != dtype:
-        what = f"its tokens are {manifest.dtype} and the config says {dtype}"
-        raise InputError(path, what, f"set the config's memmap dtype to {manifest.dtype}")
-    for name, value in wanted.items():
-        found = getattr(manifest.tokenizer, name)
-        if found != value:
-            what = f"the {name} of its tokenizer {manifest.tokenizer.name} is {found} and the model's is {value}"
-            raise InputError(path, what, f"set the model's to {found}, or prepare the data with its tokenizer")
-
-
-def _check_content(path: Path, shard: ShardFile, verify_hashes: bool) -> None:
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise InputError(
-            path, f"it has {size} bytes and its manifest says {shard.bytes}", f"copy it anew, or {REBUILD}"
-        )
-    if verify_hashes and (digest := sha256_of(path)) != shard.sha256:
-        what = f"its content has changed (sha256 {digest[:12]}..., manifest {shard.sha256[:12]}...)"
-        raise InputError(path, what, f"copy it anew, or {REBUILD}")
-
-
-def verify(directory: str | os.PathLike[str]) -> list[str]:
-    """Check a whole dataset folder: every byte, every token id, every document boundary, every count.
-
-    Returns the problems found, each naming its file. Raises InputError where there is no readable manifest.
-    """
-    root = Path(directory)
-    manifest = Manifest.load(root)
-    problems: list[str] = []
-    tokenizer, listed = root / TOKENIZER, {file.path for file in manifest.files}
-    if not tokenizer.is_file():
-        problems.append(f"{tokenizer}: the file is missing")
-    elif sha256_of(tokenizer) != manifest.tokenizer.sha256:
-        problems.append(f"{tokenizer}: it is not the tokenizer the manifest names ({manifest.tokenizer.name})")
-    for split in SPLITS:
-        present = {path.relative_to(root).as_posix() for path in (root / split).glob("*.npy")}
-        problems += [f"{root / path}: it is not listed in the manifest" for path in sorted(present - listed)]
-        counts = list(manifest.sources.get(split, {}).values())
-        summed = sum(c.get("tokens", 0) for c in counts), sum(c.get("documents", 0) for c in counts)
-        if summed != manifest.totals(split):
-            what = f"the {split} sources sum to {summed} tokens and documents, the files to {manifest.totals(split)}"
-            problems.append(f"{root / MANIFEST}: {what}")
-    for file in manifest.files:
-        problems += [f"{root / file.path}: {what}" for what in _shard_problems(root, file, manifest)]
-    return problems
-
-
-def _shard_problems(root: Path, file: ShardFile, manifest: Manifest) -> list[str]:
-    path = root / file.path
-    if not path.is_file():
-        return ["the file is missing"]
-    size = path.stat().st_size
-    if size != file.bytes:
-        return [f"it has {size} bytes and the manifest says {file.bytes}"]
-    if not size:
-        return ["the file is empty"]
-    problems = [] if sha256_of(path) == file.sha256 else ["its content has changed (sha256 differs)"]
-    tokens = np.memmap(path, dtype=_DTYPES[manifest.dtype], mode="r")
-    largest = max(int(tokens[start : start + _BLOCK].max()) for start in range(0, len(tokens), _BLOCK))
-    if largest >= manifest.tokenizer.vocabulary_size:
-        problems.append(f"token id {largest} is outside the vocabulary of {manifest.tokenizer.vocabulary_size}")
-    if tokens[-1] != manifest.tokenizer.eos_token_id:
-        problems.append(f"it ends in token {tokens[-1]} and not in EOS, {manifest.tokenizer.eos_token_id}")
-    return problems + _boundary_problems(path, tokens, file, manifest.tokenizer.eos_token_id)
-
-
-def _boundary_problems(path: Path, tokens: np.ndarray, file: ShardFile, eos: int) -> list[str]:
-    boundaries = path.with_suffix(".csv.gz")
-    if not boundaries.is_file():
-        return [f"{boundaries.name} is missing beside it"]
-    end, documents = 0, 0
-    try:
-        with gzip.open(boundaries, "rt", encoding="utf-8", newline="") as stream:
-            for documents, row in enumerate(csv.reader(stream), start=1):
-                start, stop = int(row[0]), int(row[1])
-                if start != end or not start < stop <= len(tokens) or tokens[stop - 1] != eos:
-                    return [f"{boundaries.name} row {documents} does not bound a document ending in EOS"]
-                end = stop
-    except (OSError, EOFError, ValueError, IndexError, zlib.error, csv.Error) as error:
-        return [f"{boundaries.name} cannot be read ({error})"]
-    if (documents, end) == (file.documents, len(tokens)):
-        return []
-    return [f"{boundaries.name} holds {documents} documents up to token {end}, not {file.documents} to {len(tokens)}"]
+def describe_report(directory: Path, path: str) -> ReportFile:
+    """The ReportFile of `directory`/`path`, read from disk."""
+    return ReportFile(path, (directory / path).stat().st_size, sha256_of(directory / path))

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.__main__ import main
 from olmoe_parrots.errors import InputError
-from olmoe_parrots.shards import verify
+from olmoe_parrots.shard_verification import verify
 
 
 @pytest.mark.parametrize(

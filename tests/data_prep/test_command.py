@@ -19,7 +19,9 @@ from tokenizers import Tokenizer
 from data_prep.__main__ import main
 from data_prep.verify import main as verify_command
 from olmoe_parrots.errors import InputError
-from olmoe_parrots.shards import Manifest, check_training_shards, verify
+from olmoe_parrots.shard_checks import check_training_shards
+from olmoe_parrots.shard_verification import verify
+from olmoe_parrots.shards import Manifest
 
 OPTIONS = ["--validation-share", "0.1", "--file-size", "0.05", "--seed", "5"]
 SPECIAL = ["ends in </s>", "<s> [INST] <unk> </s>\n\n  漢字 🙂 é", "\t leading and trailing  \n\n"]

@@ -12,7 +12,8 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.python_docs import describe_python_docs, module_docstrings, read_python_docs
-from olmoe_parrots.shards import Manifest, verify
+from olmoe_parrots.shard_verification import verify
+from olmoe_parrots.shards import Manifest
 
 CAP = 400_000
 
