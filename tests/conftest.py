@@ -9,10 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 if not torch.cuda.is_available():
     # MegaBlocks' kernels then run in Triton's interpreter, which has to be known before any test module imports triton
@@ -84,6 +88,7 @@ def write_shards(folder: Path, tokens: int = 4096, seed: int = 0, vocabulary: in
         describe_shard(folder, f"{split}/0000.npy", split, "test", "uint16", tokens // 32)
         for split in ("train", "validation")
     ]
+    (folder / "tokenizer.json").write_bytes(b"no text here")
     digest = hashlib.sha256(b"no text here").hexdigest()
     Manifest(
         tokenizer=TokenizerInfo("test", digest, vocabulary, EOS, PAD),
@@ -115,6 +120,23 @@ def tiny_config(shards: Path, tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3Server"]:
+    """A real S3 server on the loopback, with no bucket in it that a test could use."""
+    from s3_server import running_server
+
+    with running_server(tmp_path_factory.mktemp("s3") / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> "S3Server":
+    """The server, with the environment set as a user's would be to reach it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 def free_port() -> int:
