@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document
-from data_prep.tokenization import worker_pool
 
+GROUPS = ("python_topics", "stdlib_docstrings", "package_docstrings", "package_metadata")
 SHORTEST = 200
 _OWN_NAME = "olmoe-parrots"
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages", "__pycache__")
@@ -31,48 +31,39 @@ class _Candidate:
     """A document to be: with its text, or with the Python file to take it from."""
 
     id: str
-    source: str
     text: str | None = None
     path: str | None = None
 
 
-def describe_python_docs(max_characters: int) -> dict[str, Any]:
-    """What identifies the corpus: Python's version, the installed distributions and the cap in characters."""
+def describe_python_docs() -> dict[str, Any]:
+    """What identifies the corpus: Python's version and the installed distributions."""
     names = sorted(f"{_name(d)}=={d.version}" for d in _distributions())
     version = ".".join(map(str, sys.version_info[:3]))
     digest = hashlib.sha256("\n".join([version, *names]).encode()).hexdigest()
-    return {
-        "kind": "python-docs",
-        "python": version,
-        "distributions": len(names),
-        "sha256": digest,
-        "max_characters": max_characters,
-    }
+    return {"python": version, "distributions": len(names), "sha256": digest}
 
 
-def read_python_docs(max_characters: int, processes: int) -> Iterator[Document]:
-    """Documents of at least 200 characters, without exact duplicates, up to `max_characters` characters in all.
+def read_python_docs(group: str) -> Iterator[Document]:
+    """Documents of at least 200 characters of one of GROUPS, in the order of their ids' hashes.
 
-    They come in the order of their ids' hashes, so that a smaller cap takes a prefix of what a larger one takes, spread
-    over all four sources: python_topics, stdlib_docstrings, package_docstrings and package_metadata.
+    Files are parsed as they come, so the first documents are there at once and memory holds one file.
     """
-    seen: set[bytes] = set()
-    characters = 0
-    for candidate, text in _texts(_candidates(), processes):
-        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-        if len(text) < SHORTEST or digest in seen:
-            continue
-        characters += len(text)
-        if characters > max_characters:
-            return
-        seen.add(digest)
-        yield Document(candidate.id, text, candidate.source)
+    for candidate in _candidates(group):
+        text = _text(candidate)
+        if len(text) >= SHORTEST:
+            yield Document(candidate.id, text, group)
 
 
-def _candidates() -> list[_Candidate]:
-    found = [*_topics(), *_descriptions(), *_modules(sysconfig.get_path("stdlib"), "stdlib_docstrings")]
-    for folder in sorted({os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}):
-        found += _modules(folder, "package_docstrings")
+def _candidates(group: str) -> list[_Candidate]:
+    if group == "python_topics":
+        found = list(_topics())
+    elif group == "package_metadata":
+        found = list(_descriptions())
+    elif group == "stdlib_docstrings":
+        found = list(_modules(sysconfig.get_path("stdlib"), group))
+    else:
+        folders = sorted({os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
+        found = [candidate for folder in folders for candidate in _modules(folder, group)]
     by_id = {candidate.id: candidate for candidate in reversed(found)}
     return sorted(by_id.values(), key=lambda c: hashlib.sha256(c.id.encode("utf-8", "replace")).digest())
 
@@ -81,7 +72,7 @@ def _topics() -> Iterator[_Candidate]:
     from pydoc_data.topics import topics
 
     for name, text in topics.items():
-        yield _Candidate(f"python_topics/{name}", "python_topics", text.strip())
+        yield _Candidate(f"python_topics/{name}", text.strip())
 
 
 def _distributions() -> Iterator[importlib.metadata.Distribution]:
@@ -97,28 +88,17 @@ def _descriptions() -> Iterator[_Candidate]:
     for distribution in _distributions():
         metadata: Any = distribution.metadata
         text = metadata.get_payload() or metadata.get("Description") or ""
-        yield _Candidate(f"package_metadata/{_name(distribution)}", "package_metadata", str(text).strip())
+        yield _Candidate(f"package_metadata/{_name(distribution)}", str(text).strip())
 
 
-def _modules(folder: str, source: str) -> Iterator[_Candidate]:
+def _modules(folder: str, group: str) -> Iterator[_Candidate]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _PACKAGE_FOLDERS)
         for name in names:
             if name.endswith(".py"):
                 path = Path(root, name)
                 relative = path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
-                yield _Candidate(f"{source}/{relative}", source, path=str(path))
-
-
-def _texts(candidates: list[_Candidate], processes: int) -> Iterator[tuple[_Candidate, str]]:
-    if processes == 1:
-        yield from ((candidate, _text(candidate)) for candidate in candidates)
-        return
-    pool = worker_pool(processes)
-    try:
-        yield from zip(candidates, pool.map(_text, candidates, chunksize=16), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
+                yield _Candidate(f"{group}/{relative}", path=str(path))
 
 
 def _text(candidate: _Candidate) -> str:
