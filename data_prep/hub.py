@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from data_prep.mixture import Source
 from data_prep.rows import DATA_SUFFIXES, Row
+from data_prep.templates import TEMPLATES
 from olmoe_parrots.errors import InputError
 
 
@@ -23,9 +24,14 @@ def count_shards(source: Source, config: str | None, told: str) -> tuple[str | N
     try:
         revision = _commit(source)
         dataset = _load(source.dataset or "", config, source.split, revision)
-        return revision, max(1, int(dataset.num_shards))
+        columns, shards = dataset.column_names, max(1, int(dataset.num_shards))
     except Exception as error:  # datasets, huggingface_hub, fsspec and requests each raise their own
         _refuse(source, told, error)
+    missing = [column for column in TEMPLATES[source.template].columns if columns and column not in columns]
+    if missing:
+        what = f"it has no column {', '.join(missing)}, only {', '.join(columns)}"
+        raise InputError(told, what, f"name another config than {config}, or another template")
+    return revision, shards
 
 
 def stream_rows(
@@ -93,7 +99,9 @@ def _system() -> Any:
 def _load(dataset: str, config: str | None, split: str, revision: str | None) -> Any:
     import datasets
 
-    return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=True)
+    # Without trust_remote_code=False a terminal is asked whether a repository's script may run.
+    options = {"split": split, "revision": revision, "streaming": True, "trust_remote_code": False}
+    return datasets.load_dataset(dataset, config, **options)
 
 
 def _told(error: Exception) -> str:
@@ -101,5 +109,9 @@ def _told(error: Exception) -> str:
 
 
 def _refuse(source: Source, told: str, error: Exception) -> NoReturn:
-    remedy = f"check the id and the network, or put its files into DIR/{source.name} and use --local DIR"
-    raise InputError(told, f"it cannot be had from the hub ({_told(error)})", remedy) from None
+    import requests
+
+    unreachable = (ConnectionError, requests.exceptions.ConnectionError, requests.exceptions.Timeout)
+    what = "the hub does not answer" if isinstance(error, unreachable) else f"the hub has it not ({_told(error)})"
+    remedy = f"check network and id, or put its files into DIR/{source.name} and use --local DIR"
+    raise InputError(told, what, remedy) from None

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z0-9_]+")
 
 
 def parse_mixture(path: Path) -> Mixture:
-    """The mixture that a YAML file describes. Raises InputError for anything that is not as described in docs/data.md."""
+    """The mixture of a YAML file. Raises InputError for anything that is not as docs/data.md describes."""
     section = Section(read_yaml(path), str(path))
     section.refuse_unknown({field.name for field in fields(Mixture)})
     tokenizer = section.text("tokenizer", "mistral-v1")

@@ -2,7 +2,8 @@
 
 Where a unit comes from:
 
-- kind dataset, `--local DIR`: the files under DIR/SOURCE (see `data_prep.units.local_files`), in the hub's own schema;
+- kind dataset, `--local DIR`: the files under DIR/SOURCE, a folder or an `s3://` address, in the hub's own schema (see
+  `data_prep.units.local_files`);
 - kind dataset, no `--local`: the hub, streamed by Hugging Face `datasets`, a unit for each file it streams; where the
   source names `files`, those files of the repository, read without the hub's loader (and never with its scripts);
 - kind folder: a .jsonl file, or a group of .txt and .md files up to 64 MB;
@@ -13,10 +14,13 @@ The order of units is a seeded permutation; documents keep their order within a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,6 +31,7 @@ from data_prep.mixture import Source
 from data_prep.rows import DATA_SUFFIXES, Row, read_rows
 from data_prep.templates import TEMPLATES, TemplateError
 from data_prep.units import Unit, describe_source, folder_units, listing, local_units, printable
+from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError
 from olmoe_parrots.shards import sha256_of, write_atomically
 
@@ -45,7 +50,7 @@ def find_units(source: Source, local: str | None, seed: int, output: Path | None
     elif source.kind == "folder":
         units = folder_units(source, output)
     elif local is not None:
-        units = local_units(source, Path(local), output)
+        units = local_units(source, local, output)
     else:
         units = _hub_units(source)
     return sorted(units, key=lambda unit: _key(seed, unit))
@@ -57,105 +62,101 @@ def _key(seed: int, unit: Unit) -> tuple[bytes, int]:
 
 
 def _hub_units(source: Source) -> list[Unit]:
-    folder = Path(source.dataset or "")
-    if source.files and folder.is_dir():
-        paths = listing(folder, source.files, DATA_SUFFIXES)
+    told, dataset = describe_source(source), source.dataset or ""
+    if source.files and Path(dataset).is_dir():
+        paths = listing(Path(dataset), source.files, DATA_SUFFIXES)
         if not paths:
-            raise InputError(folder, f"it holds no file {', '.join(source.files)}", "bring them or mend the patterns")
-        return [Unit(source.name, i, printable(p), "rows", str(folder), (p,)) for i, p in enumerate(paths)]
+            raise InputError(dataset, f"it holds no file {', '.join(source.files)}", "bring them or mend the patterns")
+        return [Unit(source.name, i, printable(p), "rows", dataset, (p,)) for i, p in enumerate(paths)]
     units: list[Unit] = []
     if source.files:
-        revision, paths = hub.list_files(source, describe_source(source))
-        for path in paths:
-            units.append(Unit(source.name, len(units), path, "hub_file", "", (path,), None, revision))
+        revision, paths = hub.list_files(source, told)
+        for i, path in enumerate(paths):
+            units.append(Unit(source.name, i, path, "hub_file", "", (path,), dataset, revision=revision))
         return units
     for config in source.configs:
-        revision, shards = hub.count_shards(source, config, describe_source(source))
-        label = f"{source.dataset}{f'/{config}' if config else ''}"
+        revision, shards = hub.count_shards(source, config, told)
+        label = f"{dataset}{f'/{config}' if config else ''}"
         for shard in range(shards):
             name = f"{label} shard {shard + 1}/{shards}"
-            units.append(Unit(source.name, len(units), name, "stream", "", (), config, revision, shard, shards))
+            place = (dataset, config, source.split, revision, shard, shards)
+            units.append(Unit(source.name, len(units), name, "stream", "", (), *place))
     return units
 
 
-def describe_units(
-    units: Sequence[Unit], source: Source, known_sums: Path | None = None, new_sums: Path | None = None
-) -> dict[str, Any]:
+def describe_units(units: Sequence[Unit], sums: Path | None = None) -> dict[str, Any]:
     """What identifies a source's input: for files their number, bytes and one SHA-256 over names and contents; for the
-    hub id, config, split, commit and number of shards; for python_docs what is installed.
+    hub id, configs, split, commit and the names of the units; for python_docs what is installed.
 
     Args:
-        known_sums: a file that an earlier call wrote as `new_sums`; a file of the same size and time that it lists is
-            not read again.
+        sums: a JSON file where the sums of files are kept, so that a file of the same size and time is not read again.
     """
-    kinds = {unit.kind for unit in units}
-    if kinds == {"python_docs"}:
+    kind = units[0].kind
+    if kind == "python_docs":
         from data_prep.python_docs import describe_python_docs
 
-        return {"kind": "python_docs", "group": source.path, **describe_python_docs()}
-    if kinds & {"stream", "hub_file"}:
-        revisions = sorted({str(unit.revision) for unit in units})
-        told = {"dataset": source.dataset, "config": list(filter(None, source.configs)), "split": source.split}
-        return {"kind": "hub", **told, "revision": revisions, "units": len(units), "sha256": _names_digest(units)}
-    listed = sorted(units, key=lambda unit: unit.index)
-    sums = _sums([(Path(unit.root), path) for unit in listed for path in unit.paths], known_sums)
-    if new_sums is not None:
-        write_atomically(new_sums, json.dumps(sums).encode())
-    content = json.dumps(sorted((name, entry[2]) for name, entry in sums.items()))
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    return {"kind": "files", "files": len(sums), "bytes": sum(s[0] for s in sums.values()), "sha256": digest}
+        return {"kind": "python_docs", "group": units[0].name, **describe_python_docs()}
+    if kind in ("stream", "hub_file"):
+        names = json.dumps(sorted(unit.name for unit in units))
+        return {
+            "kind": "hub",
+            "dataset": units[0].dataset,
+            "configs": sorted({unit.config for unit in units if unit.config}),
+            "split": units[0].split,
+            "revision": units[0].revision,
+            "units": len(units),
+            "sha256": hashlib.sha256(names.encode()).hexdigest(),
+        }
+    found = _sums(units, sums)
+    digest = hashlib.sha256(json.dumps(sorted((name, entry[2]) for name, entry in found.items())).encode()).hexdigest()
+    return {"kind": "files", "files": len(found), "bytes": sum(s[0] for s in found.values()), "sha256": digest}
 
 
-def _names_digest(units: Sequence[Unit]) -> str:
-    return hashlib.sha256(json.dumps(sorted(unit.name for unit in units)).encode()).hexdigest()
-
-
-def _sums(files: list[tuple[Path, str]], known_sums: Path | None) -> dict[str, list[Any]]:
-    """{name: [bytes, modification time, sha256]}"""
+def _sums(units: Sequence[Unit], path: Path | None) -> dict[str, list[Any]]:
+    """{file: [bytes, modification time, sha256]} of these units' files; those of other sources stay in the file."""
     try:
-        known = json.loads(known_sums.read_text(encoding="utf-8")) if known_sums else {}
+        known = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         known = {}
-    sums: dict[str, list[Any]] = {}
-    for root, path in files:
-        status, name = (root / path).stat(), printable(path)
-        same = known.get(name, [])[:2] == [status.st_size, status.st_mtime_ns]
-        sums[name] = [status.st_size, status.st_mtime_ns, known[name][2] if same else sha256_of(root / path)]
-    return sums
+    found: dict[str, list[Any]] = {}
+    for unit in units:
+        for name in unit.paths:
+            found[printable(name)] = _sum(unit.root, name, known.get(unit.source, {}).get(printable(name)))
+    if path is not None:
+        write_atomically(path, json.dumps({**known, units[0].source: found}).encode())
+    return found
+
+
+def _sum(root: str, name: str, known: list[Any] | None) -> list[Any]:
+    """[bytes, modification time, sha256]. On S3 there is no time, and a file without a stored sum is read."""
+    if remote.is_remote(root):
+        address = remote.join(root, name)
+        there = remote.stat(address)
+        if there.sha256 is not None:
+            return [there.bytes, None, there.sha256]
+        digest = hashlib.sha256()
+        for block in remote.read_blocks(address):
+            digest.update(block)
+        return [there.bytes, None, digest.hexdigest()]
+    status = os.stat(os.path.join(root, name))
+    if known is not None and known[:2] == [status.st_size, status.st_mtime_ns]:
+        return known
+    return [status.st_size, status.st_mtime_ns, sha256_of(Path(root, name))]
 
 
 def read_unit(unit: Unit, source: Source, skipped: Skipped) -> Iterator[Document]:
-    """The documents of a unit in order; what is none is counted in `skipped` by file and reason.
+    """The documents of a unit in order; rows that are none are counted in `skipped` by file and reason.
 
     An id is the row's own where the source names an `id_column` (a folder's rows: `id`), else SOURCE/FILE:ROW. Memory
-    holds a few rows, or one row group of a parquet file. Raises InputError naming a file that cannot be read to its
-    end or has not the columns that the template needs.
+    holds a few rows, or one row group of a parquet file. Texts may be empty or hold half of a surrogate pair, which
+    `documents.to_line` refuses. Raises InputError naming a file that cannot be read to its end or lacks the columns
+    that the template needs.
     """
     if unit.kind == "python_docs":
         from data_prep.python_docs import read_python_docs
 
-        documents: Iterable[Document] = (replace(d, source=source.name) for d in read_python_docs(unit.name))
-    elif unit.kind == "texts":
-        documents = _text_documents(unit, skipped)
-    else:
-        documents = _row_documents(unit, source, skipped)
-    for document in documents:
-        reason = _fault(document)
-        if reason:
-            skipped.add(str(document.metadata.get("path", unit.name)), reason)
-        else:
-            yield document
-
-
-def _fault(document: Document) -> str | None:
-    if not document.text.strip():
-        return "empty text"
-    try:
-        document.text.encode()
-        document.id.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which UTF-8 cannot hold
-        return "invalid Unicode"
-    return None
+        return (replace(document, source=source.name) for document in read_python_docs(unit.name))
+    return _text_documents(unit, skipped) if unit.kind == "texts" else _row_documents(unit, source, skipped)
 
 
 def _text_documents(unit: Unit, skipped: Skipped) -> Iterator[Document]:
@@ -196,13 +197,26 @@ def _unit_rows(unit: Unit, source: Source, skipped: Skipped) -> Iterator[tuple[i
         with hub.open_file(source, unit.revision, unit.paths[0]) as stream:
             yield from read_rows(stream, unit.name, columns, needed, count)
         return
-    path = os.path.join(unit.root, unit.paths[0])
+    with contextlib.ExitStack() as stack:
+        path = os.path.join(unit.root, unit.paths[0])
+        if remote.is_remote(unit.root):
+            path = _fetched(remote.join(unit.root, unit.paths[0]), stack)
+        try:
+            stream = stack.enter_context(open(path, "rb"))
+        except OSError as error:
+            raise InputError(path, f"it cannot be read ({error})", "replace the file or take it away") from None
+        told = remote.join(unit.root, unit.paths[0])
+        yield from read_rows(cast(BinaryIO, stream), told, columns, needed, count)
+
+
+def _fetched(address: str, stack: contextlib.ExitStack) -> str:
+    """A copy of a file on S3, gone when the stack closes: parquet is read from its end."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="data_prep-")))
     try:
-        stream = cast(BinaryIO, open(path, "rb"))  # noqa: SIM115
-    except OSError as error:
-        raise InputError(path, f"it cannot be read ({error})", "replace the file or take it away") from None
-    with stream:
-        yield from read_rows(stream, path, columns, needed, count)
+        remote.download(address, folder / "file")
+    except FileNotFoundError:
+        raise InputError(address, "it is gone", "bring it back, or remove the output folder and run again") from None
+    return str(folder / "file")
 
 
 def _folder_document(unit: Unit, source: Source, number: int, row: Row) -> Document:
@@ -227,5 +241,9 @@ def _dataset_document(unit: Unit, source: Source, number: int, row: Row) -> Docu
             raise TemplateError(f"no {source.id_column}")
         identifier = f"{unit.source}/{own}"
     extra = [c for c in source.columns if c not in template.columns and c != source.id_column]
-    kept = {c: row[c] for c in extra if isinstance(row.get(c), (str, int, float, bool))}
+    kept = {c: row[c] for c in extra if _is_plain(row.get(c))}
     return Document(identifier, text, unit.source, {"path": unit.name, "line": number, **kept, **metadata})
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Literal
 
 from data_prep.mixture import Source
 from data_prep.rows import DATA_SUFFIXES
+from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -32,9 +34,9 @@ class Unit:
         index: place in the unpermuted listing.
         name: for messages and ids: the relative file name, or the hub's name of the shard.
         kind: how it is read.
-        root: the folder that `paths` are relative to; "" for the hub.
+        root: the folder or `s3://` address that `paths` are relative to; "" for the hub.
         paths: the files it consists of; a single one but for kind "texts".
-        config, revision: of the hub; the revision is the commit where the hub tells it.
+        dataset, config, split, revision: of the hub; the revision is the commit that was found.
         shard, shards: of kind "stream": the shard's number and how many there are.
     """
 
@@ -44,7 +46,9 @@ class Unit:
     kind: Literal["rows", "texts", "hub_file", "stream", "python_docs"]
     root: str = ""
     paths: tuple[str, ...] = ()
+    dataset: str | None = None
     config: str | None = None
+    split: str | None = None
     revision: str | None = None
     shard: int = 0
     shards: int = 1
@@ -105,31 +109,37 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def local_units(source: Source, local: Path, output: Path | None) -> list[Unit]:
-    folder = local / source.name
+def local_units(source: Source, local: str, output: Path | None) -> list[Unit]:
+    """The files of a source of kind dataset below `local`/SOURCE. Raises InputError where there are none."""
+    folder = remote.join(local, source.name)
     remedy = f"put the files of {describe_source(source)} into it"
-    if not folder.is_dir():
+    if remote.is_remote(folder):
+        names = [address.removeprefix(f"{folder}/") for address in remote.list_files(folder)]
+        names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    elif os.path.isdir(folder):
+        _refuse_inside(Path(folder), output)
+        names = listing(Path(folder), ("**/*",), DATA_SUFFIXES)
+    else:
         raise InputError(folder, "there is no such folder", remedy)
-    _refuse_inside(folder, output)
-    paths = local_files(folder, source)
+    paths = local_files(names, source)
     if not paths:
         what = f"it holds no {', '.join(DATA_SUFFIXES)} file of the split {source.split}"
         raise InputError(folder, what, remedy)
-    return [Unit(source.name, i, printable(p), "rows", str(folder), (p,)) for i, p in enumerate(paths)]
+    return [Unit(source.name, i, printable(p), "rows", folder, (p,)) for i, p in enumerate(paths)]
 
 
-def local_files(folder: Path, source: Source) -> list[str]:
-    """The data files of a source in a folder that is laid out as on the hub or holds nothing but the source's files.
+def local_files(names: Iterable[str], source: Source) -> list[str]:
+    """Those of a folder's files that are the source's; the folder is laid out as on the hub or holds nothing else.
 
     If the folder has a folder for each config of the source, only those are read. A file whose path names another
     split (as in test-00000-of-00001.parquet or test/…) and not the source's is not read.
     """
-    named = [config for config in source.configs if config]
-    if named and all((folder / config).is_dir() for config in named):
-        paths = [f"{config}/{path}" for config in named for path in listing(folder / config, ("**/*",), DATA_SUFFIXES)]
-    else:
-        paths = listing(folder, ("**/*",), DATA_SUFFIXES)
-    return [path for path in paths if _is_of_split(path, source.split)]
+    found = [name for name in names if name.lower().endswith(DATA_SUFFIXES)]
+    tops = {name.split("/")[0] for name in found if "/" in name}
+    configs = {config for config in source.configs if config}
+    if configs and configs <= tops:
+        found = [name for name in found if name.split("/")[0] in configs]
+    return sorted(name for name in found if _is_of_split(name, source.split))
 
 
 def _is_of_split(path: str, split: str) -> bool:
