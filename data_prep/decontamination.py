@@ -4,7 +4,8 @@
 
 A document is contaminated by an item if `ngram` (13) words of the item stand in it in a row, words being what
 data_prep.ngrams makes of a text. An item of fewer words is looked for as a whole if it has at least WHOLE_ITEM of them;
-a shorter one is not looked for, and the report counts it. No n-gram runs from one document into the next.
+a shorter one is not looked for, and the report counts it. Rows of numbers and symbols are no sign of anything, so an
+n-gram must hold PLAIN_WORDS different words of two letters or more. None runs from one document into the next.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.ngrams import Hashes, Windows, hash_words, split_words
+from data_prep.ngrams import Hashes, PlainWords, Windows, hash_words, split_words
 from data_prep.test_items import TestItem, load_test_items
 from olmoe_parrots.errors import InputError
 from olmoe_parrots.shards import write_atomically
@@ -30,12 +31,15 @@ __all__ = ["Index", "Match", "TestItem", "build_index", "load_test_items", "matc
 
 REPORT = "contamination.json"
 REPORT_ROWS = "contamination.jsonl"
-# Fewer words than this are ordinary phrases, which innocent documents hold too.
+# A shorter item is not looked for: ordinary phrases, which innocent documents hold too.
 WHOLE_ITEM = 8
+# Different words of at least two letters that an n-gram must hold: "1 2 3 4 5 6 7 8 9 10 11 12 13" tells nothing.
+PLAIN_WORDS = 3
 # The index: one uint64 array of this header, the sorted n-grams, where each one's items begin, the items, and JSON.
 _FORMAT = int.from_bytes(b"ngrams/1", "little")
 _HEADER = 4
 _BATCH_WORDS = 1 << 20
+_BATCH_TEXTS = 1 << 12
 
 
 class Match(NamedTuple):
@@ -48,7 +52,7 @@ class Match(NamedTuple):
 def build_index(items: Iterable[TestItem], ngram: int, path: Path) -> None:
     """Write the index of the test items' n-grams; the same items in any order give the same bytes.
 
-    Several items of one task and name are texts of one item. Raises InputError if there are none.
+    TestItems of one task and item are texts of one item. Raises InputError if there are none.
     """
     texts: dict[Match, set[str]] = {}
     for item in items:
@@ -56,55 +60,63 @@ def build_index(items: Iterable[TestItem], ngram: int, path: Path) -> None:
     if not texts:
         raise InputError("decontamination", "there are no test items", "name at least one task that has some")
     names = sorted(texts)
-    hashes, owners = _item_ngrams([sorted(texts[name]) for name in names], ngram)
+    hashes, owners, lengths = _item_ngrams([sorted(texts[name]) for name in names], ngram)
     order = np.lexsort((owners, hashes))
     hashes, owners = hashes[order], owners[order]
     fresh = np.ones(len(hashes), bool)  # a row whose (n-gram, item) is not that of the row before
     fresh[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
     grams, starts = np.unique(hashes[fresh], return_index=True)
     owners = owners[fresh]
-    about = _describe(names, texts, set(owners.tolist()), ngram)
+    about = {"lengths": lengths, "tasks": _describe(names, texts, set(owners.tolist())), "items": names}
     encoded = json.dumps(about, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    sizes = np.array([_FORMAT, ngram, len(grams), len(owners)], np.uint64)
+    header = np.array([_FORMAT, ngram, len(grams), len(owners)], np.uint64)
     bounds = np.append(starts, len(owners)).astype(np.uint64)
-    parts = [sizes, grams, bounds, owners.astype(np.uint64), np.frombuffer(encoded, np.uint64)]
-    _save(path, np.concatenate(parts).astype("<u8"))
+    parts = [header, grams, bounds, owners.astype(np.uint64), np.frombuffer(encoded, "<u8")]
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate(parts).astype("<u8"))
+    write_atomically(path, buffer.getvalue())
 
 
-def _item_ngrams(items: Sequence[Sequence[str]], ngram: int) -> tuple[Hashes, NDArray[np.int64]]:
-    """Hashes of what is looked for of each item, and the numbers of the items they belong to."""
-    hashes, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for number, texts in enumerate(items):
-        for words in map(split_words, texts):
-            length = ngram if len(words) >= ngram else len(words)
-            if length < min(ngram, WHOLE_ITEM):
-                continue
-            hashes.append(np.unique(Windows(hash_words([words])[0]).of_length(length)))
-            owners.append(np.full(len(hashes[-1]), number))
-    return np.concatenate(hashes), np.concatenate(owners)
+def _item_ngrams(items: Sequence[Sequence[str]], ngram: int) -> tuple[Hashes, NDArray[np.int64], list[int]]:
+    """Hashes of what is looked for, the numbers of the items they belong to, and the lengths in words that occur."""
+    texts = [(number, text) for number, item in enumerate(items) for text in item]
+    found = [(0, np.zeros(0, np.uint64), np.zeros(0, np.int64))]
+    for start in range(0, len(texts), _BATCH_TEXTS):
+        batch = texts[start : start + _BATCH_TEXTS]
+        found += _text_ngrams([split_words(text) for _, text in batch], np.array([owner for owner, _ in batch]), ngram)
+    lengths, hashes, owners = zip(*found, strict=True)
+    return np.concatenate(hashes), np.concatenate(owners), sorted({*lengths} - {0})
 
 
-def _describe(names: list[Match], texts: dict[Match, set[str]], searchable: set[int], ngram: int) -> dict[str, Any]:
+def _text_ngrams(
+    texts: list[list[str]], owners: NDArray[np.int64], ngram: int
+) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
+    """(length in words, hashes, their owners) of what is looked for of some texts, length by length."""
+    counts = np.array([len(words) for words in texts])
+    lengths = np.where(counts >= ngram, ngram, np.where(counts >= WHOLE_ITEM, counts, 0))
+    hashes, ends = hash_words(texts)
+    windows, plain = Windows(hashes), PlainWords(texts, hashes)
+    text_of_word = np.repeat(np.arange(len(texts)), counts)
+    for length in sorted({*lengths.tolist()} - {0}):
+        values = windows.of_length(length)
+        text = text_of_word[: len(values)]
+        wanted = (lengths[text] == length) & (np.arange(len(values)) + length <= ends[text])
+        wanted &= plain.of_length(length) >= PLAIN_WORDS
+        yield length, values[wanted], owners[text[wanted]]
+
+
+def _describe(names: list[Match], texts: dict[Match, set[str]], searchable: set[int]) -> dict[str, dict[str, Any]]:
+    """By task: how many items, how many of them are looked for, and what identifies them all."""
     tasks: dict[str, dict[str, Any]] = {}
-    lengths = {ngram}
+    digests: dict[str, Any] = {}
     for number, name in enumerate(names):
-        task = tasks.setdefault(name.task, {"items": 0, "searchable": 0, "sha256": hashlib.sha256()})
+        task = tasks.setdefault(name.task, {"items": 0, "searchable": 0})
         task["items"] += 1
         task["searchable"] += number in searchable
-        task["sha256"].update(json.dumps([name.item, sorted(texts[name])]).encode())
-        if number in searchable:
-            counts = [len(split_words(text)) for text in texts[name]]
-            lengths |= {count for count in counts if WHOLE_ITEM <= count < ngram}
-    for task in tasks.values():
-        task["sha256"] = task["sha256"].hexdigest()
-    return {"lengths": sorted(lengths), "tasks": tasks, "items": names}
-
-
-def _save(path: Path, array: NDArray[np.uint64]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomically(path, buffer.getvalue())
+        digest = digests.setdefault(name.task, hashlib.sha256())
+        digest.update(json.dumps([name.item, sorted(texts[name])]).encode())
+    return {task: about | {"sha256": digests[task].hexdigest()} for task, about in tasks.items()}
 
 
 class Index:
@@ -214,6 +226,7 @@ def write_report(
         "mode": mode,
         "ngram": index.ngram,
         "whole_item": WHOLE_ITEM,
+        "plain_words": PLAIN_WORDS,
         "tasks": {
             task: about | {"items_found": items_found[task], "documents": task_documents[task]}
             for task, about in index.tasks.items()

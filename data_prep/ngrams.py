@@ -15,6 +15,7 @@ Shapes: W words of all texts one after the other, T texts.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
@@ -30,6 +31,7 @@ LENGTH = 0xD1B54A32D192ED03
 _INVERSE = pow(BASE, -1, 2**64)
 _DROPPED = "'\u2018\u2019\u02bc\uff07"
 _KEPT_WORDS = 500_000
+_PLAIN = re.compile(r"[^\W\d_]{2}")
 
 
 class _CharacterTable(dict[int, "int | str | None"]):
@@ -96,6 +98,33 @@ class Windows:
         values *= self._inverses[:count]
         values += np.uint64(n * LENGTH % 2**64)
         return values
+
+
+class PlainWords:
+    """Counts the different words of two letters or more in windows of words.
+
+    Args:
+        texts: the words of T texts, W in all.
+        words: their hashes, shape (W,).
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]], words: Hashes) -> None:
+        plain = {word: _PLAIN.search(word) is not None for word in set(chain.from_iterable(texts))}
+        self._plain = np.fromiter(map(plain.__getitem__, chain.from_iterable(texts)), bool, len(words))
+        order = np.argsort(words, kind="stable")
+        again = words[order[1:]] == words[order[:-1]]
+        # Where the same word stood before: outside a window, or else it is counted there.
+        self._previous = np.full(len(words), -1)
+        self._previous[order[1:][again]] = order[:-1][again]
+
+    def of_length(self, n: int) -> NDArray[np.int64]:
+        """The count in the window of `n` words at each start, shape (max(W - n + 1, 0),)."""
+        starts = np.arange(max(len(self._plain) - n + 1, 0))
+        counts = np.zeros(len(starts), np.int64)
+        for shift in range(n):
+            window = slice(shift, shift + len(starts))
+            counts += self._plain[window] & (self._previous[window] < starts)
+        return counts
 
 
 def _powers(base: int, count: int) -> Hashes:
