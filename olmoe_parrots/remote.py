@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,18 @@ def download(path: str, local: Path) -> None:
         os.replace(beside, local)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """The path of a file on disk: `path` itself, or for an `s3://` address a copy that goes with the block."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.rpartition("/")[2])
+        download(path, copy)
+        yield str(copy)
 
 
 def upload(local: Path, path: str, sha256: str) -> bool:

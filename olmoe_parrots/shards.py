@@ -19,12 +19,14 @@ import json
 import os
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
+from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError
 
 FORMAT = "olmoe_parrots.shards/2"
@@ -112,11 +114,14 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Manifest:
-        """Read manifest.json of a dataset folder. Raises InputError if it is missing, no manifest or unsound."""
-        path = Path(directory) / MANIFEST
+        """Read manifest.json of a dataset folder, on disk or under an `s3://` address.
+
+        Raises InputError if it is missing, no manifest or contradicts itself.
+        """
+        path = remote.join(directory, MANIFEST)
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
+            content = remote.read_bytes(path) if remote.is_remote(path) else Path(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(path, "there is no manifest", f"name a finished dataset folder, or {REBUILD}") from None
         except OSError as error:
             raise InputError(path, f"it cannot be read ({error.strerror})", "correct its permissions") from None
@@ -196,7 +201,8 @@ def _contradiction(manifest: Manifest) -> str | None:
 def _bad_path(manifest: Manifest) -> str | None:
     seen: set[str] = set()
     masks = [file.label_mask for file in manifest.files if file.label_mask is not None]
-    for path in [*(entry.path for entry in [*manifest.files, *manifest.reports]), *masks]:
+    listed = [*(file.path for file in manifest.files), *(report.path for report in manifest.reports)]
+    for path in [*listed, *masks]:
         parts = PurePosixPath(path).parts
         if not path.isprintable() or "\\" in path or not parts or parts[0] == "/" or ".." in parts or "://" in path:
             return f"it names {path!r}, which is not a path inside the folder"
@@ -240,12 +246,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
+    """The hexadecimal SHA-256 of a local file's bytes."""
     digest = hashlib.sha256()
+    for block in read_blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_blocks(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The bytes of a local file, in blocks of 4 MiB."""
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            yield block
 
 
 def smallest_dtype(vocabulary_size: int) -> str:

@@ -4,6 +4,7 @@ The config file is OLMo's, with OLMoE's ``moe_*`` fields; every option can be ov
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -167,7 +168,13 @@ def _build_evaluators(cfg: "TrainConfig", device: "torch.device") -> list[Any]:
     from olmo.eval import build_evaluator
     from olmo.tokenizer import Tokenizer
 
-    tokenizer: Any = Tokenizer.from_train_config(cfg) if cfg.has_tasks else None
+    from .remote import local_copy
+
+    tokenizer: Any = None
+    if cfg.has_tasks:
+        with local_copy(cfg.tokenizer.identifier) as identifier:
+            local = dataclasses.replace(cfg, tokenizer=dataclasses.replace(cfg.tokenizer, identifier=identifier))
+            tokenizer = Tokenizer.from_train_config(local)
     return [build_evaluator(cfg, evaluator, tokenizer, device) for evaluator in cfg.evaluators]
 
 
