@@ -1,7 +1,7 @@
 """Random graphs with a shortest path each: the law of the shortest-path examples.
 
-Drawn are a graph by its law, a target among its vertices, and a source among the vertices whose distance to the target is
-asked for, each with the same probability. Where there is none, or the graph is excluded, all three are drawn again.
+Drawn are a graph by its law, a target among its vertices, and a source among the vertices whose distance to the target
+is asked for, each with the same probability. Where there is none, or the graph is excluded, all three are drawn again.
 
 Shapes: B examples of a batch, N vertices, M edges, L vertices of a path.
 """
