@@ -102,7 +102,7 @@ def _text_ngrams(
         values = windows.of_length(length)
         text = text_of_word[: len(values)]
         wanted = (lengths[text] == length) & (np.arange(len(values)) + length <= ends[text])
-        wanted &= plain.of_length(length) >= PLAIN_WORDS
+        wanted &= plain.of_length(length) >= min(PLAIN_WORDS, ngram)
         yield length, values[wanted], owners[text[wanted]]
 
 
