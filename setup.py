@@ -46,6 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["olmoe_parrots*", "data_prep*"]),
+    package_data={"data_prep": ["mixtures/*.yaml"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["parrots=olmoe_parrots.cli:main"]},

@@ -192,7 +192,8 @@ def _unit_rows(unit: Unit, source: Source, skipped: Skipped) -> Iterator[tuple[i
         yield from hub.stream_rows(source, unit.config, unit.revision, unit.shard, unit.shards, unit.name)
         return
     needed = TEMPLATES[source.template].columns
-    columns = source.columns if not source.id_column else (*source.columns, source.id_column) if source.columns else ()
+    extra = (source.id_column,) if source.id_column and source.columns else ()
+    columns = tuple(dict.fromkeys((*source.columns, *extra)))
     if unit.kind == "hub_file":
         with hub.open_file(source, unit.revision, unit.paths[0]) as stream:
             yield from read_rows(stream, unit.name, columns, needed, count)

@@ -209,10 +209,13 @@ def math(row: Row) -> Rendered:
 
 @_template("svamp", "Body", "Question", "Answer")
 def svamp(row: Row) -> Rendered:
-    """{"Body": "Kim has 2 cups.", "Question": "How many cups?", "Answer": "2"} becomes
-    "Question: Kim has 2 cups. How many cups?\\nAnswer: 2"."""
+    """{"Body": "Kim has 2 cups.", "Question": "How many cups?", "Answer": "2.0"} becomes
+    "Question: Kim has 2 cups. How many cups?\\nAnswer: 2". A whole number loses its ".0"."""
     question = f"{_text(row, 'Body', 'question').strip()} {_text(row, 'Question', 'question').strip()}"
-    return _question_answer(question, _text(row, "Answer", "answer"))
+    answer = row.get("Answer")
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        answer = str(answer)
+    return _question_answer(question, re.sub(r"\.0+$", "", _text({"answer": answer}, "answer").strip()))
 
 
 def _text(row: Row, column: str, called: str | None = None) -> str:

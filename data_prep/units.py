@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -131,15 +132,24 @@ def local_units(source: Source, local: str, output: Path | None) -> list[Unit]:
 def local_files(names: Iterable[str], source: Source) -> list[str]:
     """Those of a folder's files that are the source's; the folder is laid out as on the hub or holds nothing else.
 
-    If the folder has a folder for each config of the source, only those are read. A file whose path names another
-    split (as in test-00000-of-00001.parquet or test/…) and not the source's is not read.
+    Where files match the source's `files`, only those are read; else, where there is a folder for each config of the
+    source, only what is in these. A file whose path names another split (as in test-00000-of-00001.parquet or test/…)
+    and not the source's is not read.
     """
     found = [name for name in names if name.lower().endswith(DATA_SUFFIXES)]
+    listed = [name for name in found if any(_matches(name, pattern) for pattern in source.files)]
+    if listed:
+        return sorted(listed)
     tops = {name.split("/")[0] for name in found if "/" in name}
     configs = {config for config in source.configs if config}
     if configs and configs <= tops:
         found = [name for name in found if name.split("/")[0] in configs]
     return sorted(name for name in found if _is_of_split(name, source.split))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _is_of_split(path: str, split: str) -> bool:
