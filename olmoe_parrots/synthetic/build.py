@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -202,7 +203,7 @@ def _made(shards: list[_Shard], processes: int) -> Iterator[tuple[ShardFile, Cou
             return
         # New interpreters: a fork of a process with threads, such as one that has loaded torch, may hang.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(shards)), context, initializer=_ignore_interruption) as pool:
+        with ProcessPoolExecutor(min(processes, len(shards)), context, initializer=_start_worker) as pool:
             try:
                 for shard, made in zip(shards, pool.map(_Shard.make, shards), strict=True):
                     yield made
@@ -211,9 +212,17 @@ def _made(shards: list[_Shard], processes: int) -> Iterator[tuple[ShardFile, Cou
                 pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interruption() -> None:
+def _start_worker() -> None:
     # Ctrl-C reaches every process; the main one tells the others to stop, without their tracebacks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker once the main process is gone: killed, it cannot tell, and the worker would wait for ever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_report(path: Path, **counts: Counter[str]) -> None:

@@ -78,7 +78,7 @@ class Queries:
     def save(self, path: Path) -> None:
         """Write both arrays to `path`, a .npz file; equal arrays give equal bytes."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, prompts=self.prompts_QT, answers=self.answers_QT)
+        np.savez(buffer, prompts=self.prompts_QT, answers=self.answers_QT)
         path.write_bytes(buffer.getvalue())
 
     @classmethod
