@@ -1,16 +1,22 @@
 """Test items: from the installed packages, from local files, or named as missing."""
 
 import gzip
+import http.server
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3_server import S3Server
 
 from data_prep.evaluation_tasks import TASKS
 from data_prep.test_items import TestItem, load_test_items
@@ -122,6 +128,66 @@ def test_a_package_is_read_and_not_imported(tmp_path: Path, monkeypatch: pytest.
         TestItem("gsm8k", "test/4", "How many are 4 clips?"),
         TestItem("gsm8k", "test/7", "How many are 7 clips?"),
     ]
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """The four answers of the hub that reading one parquet file of one repository takes."""
+
+    FILE = "fullwiki/validation/0000.parquet"
+    commit = "c" * 40
+    content = b""
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.split("?")[0])
+        self.asked.append(path)
+        if "/resolve/" in path:
+            start, stop = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+            self._answer(206, self.content[start : stop + 1])
+        elif "/tree/" in path:
+            folder = path.partition(f"/tree/{self.commit}")[2].strip("/")
+            entry = {"type": "file", "oid": "a" * 40, "size": len(self.content), "path": self.FILE}
+            above = {"type": "directory", "oid": "b" * 40, "size": 0, "path": "fullwiki/validation"}
+            self._answer(200, json.dumps([entry if folder == "fullwiki/validation" else above]).encode())
+        elif path.startswith("/api/datasets/hotpotqa/hotpot_qa/revision/"):
+            found = {"id": "hotpotqa/hotpot_qa", "sha": self.commit, "tags": [], "siblings": []}
+            self._answer(200, json.dumps(found).encode())
+        else:
+            self._answer(404, b"{}")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_hub_is_read_from_its_parquet_conversion(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([ROWS["hotpot_qa"][0]]), buffer)
+    _Hub.content = buffer.getvalue()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    program = "from data_prep.test_items import *; print(*load_test_items(('hotpot_qa',), None))"
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    server.shutdown()
+    expected = TestItem("hotpot_qa", "fullwiki/validation/0000/5a8b", "Were they of the same nationality?")
+    assert ran.stdout == f"{expected}\n", ran.stderr
+    assert "/api/datasets/hotpotqa/hotpot_qa/revision/refs/convert/parquet" in _Hub.asked
+
+
+def test_items_on_s3(s3: S3Server) -> None:
+    s3.client().create_bucket(Bucket="items")
+    row = json.dumps(ROWS["gsm8k"][0]).encode()
+    s3.client().put_object(Bucket="items", Key="local/test_items/gsm8k/test.jsonl.gz", Body=gzip.compress(row))
+    assert list(load_test_items(("gsm8k",), "s3://items/local")) == [TestItem("gsm8k", "test/0", "How many clips?")]
+    assert sum(1 for _ in load_test_items(("piqa",), "s3://items/local")) == 2 * SIZES["piqa"]
 
 
 def test_missing_items_are_all_named_at_once(tmp_path: Path) -> None:
