@@ -85,7 +85,8 @@ def mixture_warnings(manifest: Manifest) -> list[str]:
                 continue
             what = f"{row.tokens:,} tokens, a share of {row.share:.2%}"
             wanted = f"{row.asked_tokens:,} tokens" if row.asked_share is None else f"a share of {row.asked_share:.2%}"
-            lines.append(f"{split}, {row.source}: {what}, where {wanted} was asked")
+            verb = "were" if row.asked_share is None else "was"
+            lines.append(f"{split}, {row.source}: {what}, where {wanted} {verb} asked for")
     return lines
 
 
@@ -162,8 +163,11 @@ def file_boundaries(root: str, file: ShardFile) -> Iterator[Boundaries]:
 
 
 def sequence_length_of(manifest: Manifest) -> int:
-    """The length of a sequence, in tokens, that the mixture names for its hold-out; 2,048 where it names none."""
+    """The length of a sequence, in tokens: the mixture's, or that of examples of one length, or 2048."""
     found: Any = manifest.mixture
     for key in ("mixture", "validation", "sequence_length"):
         found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, int) and found > 0 else 2048
+    if isinstance(found, int) and found > 0:
+        return found
+    lengths = {file.tokens // file.documents for file in manifest.files if file.documents and not file.boundaries}
+    return lengths.pop() if len(lengths) == 1 else 2048

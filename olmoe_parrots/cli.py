@@ -10,6 +10,7 @@ COMMANDS = {
     "quickstart": "olmoe_parrots.quickstart",
     "data": "data_prep",
     "verify": "data_prep.verify",
+    "show": "data_prep.show",
     "synthetic": "olmoe_parrots.synthetic",
 }
 

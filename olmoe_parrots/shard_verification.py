@@ -173,16 +173,18 @@ def _token_problems(local: str, file: ShardFile, manifest: Manifest, progress: _
 
 def _boundary_problems(path: str, file: ShardFile, tokens: np.ndarray | None, eos: int) -> list[str]:
     """`tokens` is None where they cannot be read."""
+    problems: list[str] = []
     try:
         with remote.local_copy(path) as local:
-            problems = (
-                [] if sha256_of(local) == file.boundaries_sha256 else ["its content has changed (sha256 differs)"]
-            )
-            return problems if tokens is None else problems + _row_problems(read_boundaries(local), file, tokens, eos)
+            if sha256_of(local) != file.boundaries_sha256:
+                problems.append("its content has changed (sha256 differs)")
+            if tokens is not None:
+                problems += _row_problems(read_boundaries(local), file, tokens, eos)
     except FileNotFoundError:
-        return ["the file is missing"]
+        problems.append("the file is missing")
     except (OSError, ValueError) as error:
-        return [f"it cannot be read ({error})"]
+        problems.append(f"it cannot be read ({error})")
+    return problems
 
 
 def _row_problems(blocks: Iterator[Boundaries], file: ShardFile, tokens: np.ndarray, eos: int) -> list[str]:
