@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError, report_and_exit
-from olmoe_parrots.shards import DTYPES, REBUILD, SPLITS, TOKENIZER, Manifest, ShardFile
+from olmoe_parrots.shards import DTYPES, REBUILD, SPLITS, TOKENIZER, Manifest, ShardFile, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 COLOURS = ("cyan", "yellow")
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 @dataclass(frozen=True)
@@ -184,14 +185,13 @@ def _print_piece(console: Any, tokenizer: Any, eos: int, piece: Piece, colour: s
 
 
 def _printable(text: str) -> str:
-    """Text without what would steer a terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text)
+    """Text without control characters and without those that turn the direction of writing."""
+    steering = lambda c: unicodedata.category(c) in ("Cc", "Cs") or c in _TURNS  # noqa: E731
+    return "".join("\ufffd" if steering(c) and c not in "\n\t" else c for c in text)
 
 
 def _tokenizer(root: str, manifest: Manifest) -> Any:
     from tokenizers import Tokenizer
-
-    from olmoe_parrots.shards import sha256_of
 
     where = remote.join(root, TOKENIZER)
     try:
