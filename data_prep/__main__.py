@@ -1,273 +1,154 @@
-"""`python -m data_prep SOURCE --output DIR`: documents in, a dataset folder of token shards out.
+"""`python -m data_prep MIXTURE --output DIR`: documents in, a dataset folder of token shards out.
 
-SOURCE is a folder of .txt, .md, .jsonl and .jsonl.gz files, or the word python-docs for the text that this Python
-installation carries.
+MIXTURE is a mixture file, the name of a shipped one, or a folder of .txt, .md, .jsonl and .jsonl.gz files.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
-import json
 import os
-import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from data_prep.documents import (
-    FOLDER,
-    INDEX,
-    INPUTS,
-    Document,
-    DocumentFile,
-    Skipped,
-    describe_folder,
-    find_files,
-    load_index,
-    read_folder,
-    write_documents,
-)
-from data_prep.tokenizers import write_tokenizer
 from olmoe_parrots.errors import InputError, report_and_exit
-from olmoe_parrots.shards import (
-    MANIFEST,
-    SPLITS,
-    TOKENIZER,
-    Manifest,
-    TokenizerInfo,
-    sha256_of,
-    smallest_dtype,
-    write_atomically,
-)
 
-PYTHON_DOCS = "python-docs"
-SETTINGS = f"{FOLDER}/settings.json"
-SCRATCH = ".partial"
-# To be raised when a change here makes other bytes of the same input and settings.
-RECIPE = 1
+if TYPE_CHECKING:
+    from data_prep.mixture import Decontamination, Mixture
+    from olmoe_parrots.shards import Manifest
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
+    from data_prep.mixture import shipped_mixtures
+
     parser = argparse.ArgumentParser(
         prog="python -m data_prep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("source", metavar="SOURCE", help=f"a folder of documents, or {PYTHON_DOCS}")
-    add("--output", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
-    add("--tokenizer", default="mistral-v1", metavar="NAME", help="mistral-v1 (default), olmo or a tokenizer.json")
+    shipped = ", ".join(shipped_mixtures())
+    add("mixture", metavar="MIXTURE", help=f"a mixture file, a folder of documents, or one of {shipped}")
+    add("--output", required=True, metavar="DIR", help="the dataset folder to make; s3://... with --work")
+    add("--work", type=Path, metavar="DIR", help="for an s3:// output: where it is made before it is sent")
+    add("--local", metavar="DIR", help="a folder per source, of the hub's files: read instead of the hub")
+    add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="(%(default)s); any N: same bytes")
+    changes = parser.add_argument_group("in place of what the mixture says")
+    add = changes.add_argument
+    add("--tokens", type=_count, metavar="N", help="training tokens, the shares as they are; 3e6 is a number too")
+    add("--validation-sequences", type=int, metavar="N", help="held-out sequences")
+    add("--sequence-length", type=int, metavar="N", help="length of a held-out sequence, in tokens")
+    add("--validation-share", type=float, metavar="X", help="of a folder's documents held out (0.02)")
+    add("--seed", type=int, help="of order, hold-out and draws")
+    add("--shard-megabytes", type=float, metavar="MB", help="documents (as JSON) that a shard is made of")
+    add("--tokenizer", metavar="NAME", help="mistral-v1, olmo or the path of a tokenizer.json")
     add("--eos", type=int, metavar="ID", help="with a tokenizer.json: its end-of-document token")
     add("--pad", type=int, metavar="ID", help="with a tokenizer.json: its padding token (default: --eos)")
-    add("--validation-share", type=float, default=0.02, metavar="X", help="share of documents held out (%(default)s)")
-    add("--seed", type=int, default=0, help="of split and order (%(default)s)")
-    add(
-        "--processes",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="(%(default)s); any N: same bytes",
-    )
-    add("--max-characters", type=int, metavar="N", help=f"cap on {PYTHON_DOCS} (40000000)")
-    add("--file-size", type=float, default=16.0, metavar="MB", help="documents a shard is made of, in MB (%(default)s)")
+    add("--decontaminate", choices=("off", "report", "drop"), help="documents that share an n-gram with a test item")
+    add("--ngram", type=int, metavar="N", help="words in a row that make a document contaminated (13)")
+    add("--tasks", metavar="A,B,...", help="the tasks whose test items are looked for (all)")
+    add("--test-items", metavar="DIR", help="a folder per task, for test items that no installed package holds")
     return parser
 
 
+def _count(text: str) -> int:
+    value = float(text)
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)
+
+
 def _check(options: argparse.Namespace) -> None:
-    if not 0 <= options.validation_share < 1:
-        what = f"{options.validation_share} is not a share"
-        raise InputError("--validation-share", what, "give a number from 0 to below 1")
-    for name in ("processes", "file_size", "max_characters"):
+    share = options.validation_share
+    if share is not None and not 0 <= share < 1:
+        raise InputError("--validation-share", f"{share} is not a share", "give a number from 0 to below 1")
+    for name in ("processes", "shard_megabytes", "ngram", "sequence_length"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')}", f"{value} is not positive", "give a number above 0")
-    if options.source == PYTHON_DOCS:
-        options.max_characters = options.max_characters or 40_000_000
-    elif options.max_characters is not None:
-        raise InputError("--max-characters", f"it caps {PYTHON_DOCS} only", "leave it out")
+    sequences = options.validation_sequences
+    if sequences is not None and sequences < 0:
+        raise InputError("--validation-sequences", f"{sequences} is negative", "give 0 or more")
+    if share is not None and sequences is not None:
+        raise InputError("--validation-share", "--validation-sequences is given too", "leave one of them out")
 
 
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[Path]:
-    """Hold the dataset folder against another run; yields a scratch folder that is removed afterwards."""
-    if output.exists() and not output.is_dir():
-        raise InputError(output, "it is not a folder", "choose another --output")
-    begun = (output / MANIFEST).exists() or (output / SETTINGS).exists()
-    if output.is_dir() and not begun and any(entry.name != SCRATCH for entry in output.iterdir()):
-        raise InputError(output, "it holds other files and no dataset", "choose another --output or empty it")
-    output.mkdir(parents=True, exist_ok=True)
-    lock = os.open(output, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(output, "another run is writing there", "wait for it or choose another --output") from None
-        scratch = output / SCRATCH
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    finally:
-        os.close(lock)
+def read_mixture(options: argparse.Namespace) -> Mixture:
+    """The mixture that the arguments name, with what they change in it. Raises InputError where they don't fit."""
+    from data_prep.mixture import folder_mixture, load_mixture
 
-
-def _refuse_other_settings(output: Path, settings: dict[str, Any]) -> Manifest | None:
-    """The manifest of a finished dataset of the same settings; InputError if the folder is of other ones."""
-    manifest = Manifest.load(output) if (output / MANIFEST).exists() else None
-    if manifest is not None:
-        earlier = manifest.mixture
-    elif (output / INDEX).exists():  # before it is written, nothing was made that other settings could spoil
-        earlier = _read_settings(output)
-    else:
-        return None
-    there, here = _flat(earlier), _flat(settings)
-    different = [key for key in here if there.get(key) != here[key]]
-    if different:
-        told = ", ".join(f"{key} {there.get(key)} there and {here[key]} here" for key in different)
-        remedy = "choose another --output, or remove the folder"
-        raise InputError(output, f"it was begun from other inputs or settings ({told})", remedy)
-    return manifest
-
-
-def _read_settings(output: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
-        return settings if isinstance(settings, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _is_whole(output: Path, manifest: Manifest) -> bool:
-    try:
-        sizes = all((output / file.path).stat().st_size == file.bytes for file in manifest.files)
-        return sizes and sha256_of(output / TOKENIZER) == manifest.tokenizer.sha256
-    except OSError:
-        return False
-
-
-def _documents(options: argparse.Namespace, files: list[Path], skipped: Skipped) -> Iterable[Document]:
-    from tqdm import tqdm
-
-    if options.source == PYTHON_DOCS:
-        from data_prep.python_docs import read_python_docs
-
-        documents = read_python_docs(options.max_characters, options.processes)
-    else:
-        documents = read_folder(Path(options.source), files, skipped)
-    return tqdm(documents, desc="documents", unit=" documents", unit_scale=True)
-
-
-def _tokenize(
-    output: Path, scratch: Path, files: list[DocumentFile], tokenizer: TokenizerInfo, processes: int
-) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
-    from data_prep.tokenization import tokenize_documents
-
-    records, tokens = [], 0
-    with tqdm(total=sum(f.documents for f in files), desc="tokenization", unit=" documents", unit_scale=True) as bar:
-        for record in tokenize_documents(output, scratch, files, tokenizer, processes=processes):
-            records.append(record)
-            tokens += record["shard"]["tokens"]
-            bar.set_postfix(tokens=f"{tokens:,}", files=f"{len(records)}/{len(files)}", refresh=False)
-            bar.update(record["shard"]["documents"])
-    return records
-
-
-def prepare(options: argparse.Namespace) -> Manifest:
-    """Make the dataset folder `options.output` from the parsed arguments, or go on with one that was begun.
-
-    Writes the manifest last. Raises InputError for unusable input or a folder of other settings.
-    """
     _check(options)
-    output: Path = options.output
-    files = [] if options.source == PYTHON_DOCS else find_files(Path(options.source), output)
-    with _locked(output) as scratch:
-        tokenizer = write_tokenizer(options.tokenizer, scratch / TOKENIZER, eos=options.eos, pad=options.pad)
-        settings = _settings(options, files, tokenizer, scratch)
-        manifest = _refuse_other_settings(output, settings)
-        if manifest is not None and _is_whole(output, manifest):
-            print("nothing to do: the dataset is finished", file=sys.stderr)
-            return manifest
-        (output / FOLDER).mkdir(exist_ok=True)
-        write_atomically(output / SETTINGS, json.dumps(settings, indent=1).encode())
-        for name, target in ((TOKENIZER, TOKENIZER), (Path(INPUTS).name, INPUTS)):
-            if (scratch / name).exists():
-                os.replace(scratch / name, output / target)
-        return _build(options, files, settings, tokenizer, scratch)
-
-
-def _settings(
-    options: argparse.Namespace, files: list[Path], tokenizer: TokenizerInfo, scratch: Path
-) -> dict[str, Any]:
-    """Everything that decides the shards' bytes."""
-    if options.source == PYTHON_DOCS:
-        from data_prep.python_docs import describe_python_docs
-
-        source = describe_python_docs(options.max_characters)
+    if Path(options.mixture).is_dir():
+        mixture = folder_mixture(Path(options.mixture))
+        remedy = "leave it out, or write a mixture file with shares"
+        for name in ("tokens", "validation_sequences"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')}", "a folder is taken whole", remedy)
     else:
-        source = describe_folder(Path(options.source), files, options.output / INPUTS, scratch / Path(INPUTS).name)
-    return {
-        "recipe": RECIPE,
-        "source": source,
-        "tokenizer": asdict(tokenizer),
-        "validation_share": options.validation_share,
-        "seed": options.seed,
-        "file_size": options.file_size,
-    }
+        mixture = load_mixture(options.mixture)
+    if options.tokens is not None:
+        mixture = mixture.scaled(options.tokens)
+    for name in ("seed", "tokenizer", "shard_megabytes"):
+        if getattr(options, name) is not None:
+            mixture = replace(mixture, **{name: getattr(options, name)})
+    validation = mixture.validation
+    if options.validation_share is not None:
+        validation = replace(validation, share=options.validation_share, sequences=None)
+    if options.validation_sequences is not None:
+        validation = replace(validation, sequences=options.validation_sequences, share=None)
+    if options.sequence_length is not None:
+        validation = replace(validation, sequence_length=options.sequence_length)
+    return replace(mixture, validation=validation, decontamination=_decontamination(options, mixture))
 
 
-def _build(
-    options: argparse.Namespace, files: list[Path], settings: dict[str, Any], tokenizer: TokenizerInfo, scratch: Path
-) -> Manifest:
-    from data_prep.tokenization import merge_records, versions
-
-    output: Path = options.output
-    document_files, skipped = load_index(output) or ([], Skipped())
-    if not document_files:
-        for split in SPLITS:  # what a run that ended early left there
-            shutil.rmtree(output / FOLDER / split, ignore_errors=True)
-        document_files = write_documents(
-            _documents(options, files, skipped),
-            output,
-            scratch,
-            seed=options.seed,
-            validation_share=options.validation_share,
-            file_size=int(options.file_size * 1e6),
-            skipped=skipped,
-        )
-    shards, sources = merge_records(_tokenize(output, scratch, document_files, tokenizer, options.processes))
-    mixture = settings | {"left_out": skipped.as_dict()}
-    dtype = smallest_dtype(tokenizer.vocabulary_size)
-    manifest = Manifest(tokenizer, dtype, shards, sources, mixture, options.seed, versions())
-    manifest.save(output)
-    for line in skipped.lines():
-        print(f"warning: {line}", file=sys.stderr)
-    return manifest
+def _decontamination(options: argparse.Namespace, mixture: Mixture) -> Decontamination:
+    found = mixture.decontamination
+    if options.decontaminate is not None:
+        found = replace(found, mode=options.decontaminate)
+    if options.ngram is not None:
+        found = replace(found, ngram=options.ngram)
+    if options.tasks is not None:
+        found = replace(found, tasks=tuple(options.tasks.split(",")))
+    if found.mode == "off" and (options.ngram or options.tasks or options.test_items):
+        raise InputError("--decontaminate", "it is off, and test items are asked for", "give report or drop")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0. Raises InputError for bad input."""
     options = build_parser().parse_args(arguments)
-    manifest = prepare(options)
+    mixture = read_mixture(options)
+    from data_prep.prepare import prepare
+    from data_prep.remote_output import sent_to
+
+    with sent_to(options.output, options.work) as output:
+        manifest = prepare(
+            mixture,
+            output,
+            local=options.local,
+            test_items=options.test_items,
+            eos=options.eos,
+            pad=options.pad,
+            processes=options.processes,
+        )
+    _tell(manifest, options.output)
+    return 0
+
+
+def _tell(manifest: Manifest, output: str) -> None:
+    from data_prep.documents import Skipped
     from data_prep.verify import show_table
 
-    show_table(manifest, f"dataset in {options.output}")
+    for line in Skipped(manifest.mixture["left_out"]).lines():
+        print(f"warning: {line}", file=sys.stderr)
+    for source, count in manifest.mixture["long_documents"].items():
+        print(
+            f"warning: {source}: {count} documents are longer than a shard and have one of their own", file=sys.stderr
+        )
+    show_table(manifest, f"dataset in {output}")
     if not manifest.totals("validation")[1]:
-        print("warning: no document was held out for validation; raise --validation-share", file=sys.stderr)
-    return 0
+        print("warning: no document was held out for validation", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def folder_mixture(
         files = () if top else ("*",)
         sources[name] = Source(name, kind="folder", path=str(folder / top), files=files)
     return Mixture(
-        name=folder.resolve().name,
+        name="folder",  # not its own, so that the same files elsewhere are the same mixture
         tokens=None,
         seed=seed,
         tokenizer=tokenizer,

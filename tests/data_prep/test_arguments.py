@@ -20,8 +20,11 @@ from olmoe_parrots.shard_verification import verify
     [
         (["--validation-share", "1"], "--validation-share"),
         (["--processes", "0"], "--processes"),
-        (["--file-size", "0"], "--file-size"),
-        (["--max-characters", "5"], "python-docs only"),
+        (["--shard-megabytes", "0"], "--shard-megabytes"),
+        (["--tokens", "5"], "taken whole"),
+        (["--validation-sequences", "5"], "taken whole"),
+        (["--ngram", "5"], "it is off"),
+        (["--work", "elsewhere"], "leave --work out"),
         (["--tokenizer", "none"], "neither a known tokenizer"),
     ],
 )
@@ -45,7 +48,7 @@ def test_an_own_tokenizer_of_more_than_two_bytes(tmp_path: Path) -> None:
     (folder / "a.txt").write_text("abc")
     main([str(folder), "--output", str(tmp_path / "out"), "--validation-share", "0", *options])
     assert verify(tmp_path / "out") == []
-    content = (tmp_path / "out" / "train" / "0000.npy").read_bytes()
+    content = (tmp_path / "out" / "train" / "documents-00000.npy").read_bytes()
     assert content == np.array([97, 98, 99, 69999], dtype="<u4").tobytes()
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["dtype"] == "uint32" and manifest["files"][0]["sha256"] == hashlib.sha256(content).hexdigest()

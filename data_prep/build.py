@@ -1,0 +1,231 @@
+"""A mixture to a dataset folder: every source read, tokenized, held out from and cut, then the manifest."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.documents import FOLDER, Skipped
+from data_prep.duplicates import SeenTexts
+from data_prep.hold_out import Budget, SourceFiles, SourceFinisher, read_boundaries
+from data_prep.mixture import Mixture, Source
+from data_prep.parts import Part, PartJob, Recipe, load_part, make_part, read_documents
+from data_prep.reader import LeftOut, Slice, SourceReader, save_unit
+from data_prep.sources import Unit
+from data_prep.tokenization import TokenFile
+from data_prep.workers import Workers
+from olmoe_parrots.shards import ShardFile, TokenizerInfo, write_atomically
+
+SEEN = f"{FOLDER}/seen.sqlite"
+
+
+@dataclass(frozen=True)
+class BuiltSource:
+    """A finished source: its shards, how many parts they come from, and what was left out of it."""
+
+    files: SourceFiles
+    parts: int
+    left_out: LeftOut = field(default_factory=dict)
+    long_documents: int = 0
+
+    def shards(self, source: str) -> list[ShardFile]:
+        """Its token files as the manifest lists them."""
+        split_files = [("train", self.files.train), ("validation", self.files.validation)]
+        return [
+            ShardFile(f.path, split, source, f.bytes, f.sha256, f.tokens, f.documents, f.boundaries_sha256)
+            for split, files in split_files
+            for f in files
+        ]
+
+
+class Builder:
+    """Builds the sources of a mixture one after another, so that which of two duplicates stays does not depend on
+    timing; the parts of a source are worked on side by side.
+
+    Args:
+        output: the dataset folder; what an earlier run finished there is kept.
+        scratch: an existing folder for unfinished files, on the same file system.
+        contamination_index: of data_prep.decontamination; None to look for no test items.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        tokenizer: TokenizerInfo,
+        output: Path,
+        scratch: Path,
+        workers: Workers,
+        contamination_index: Path | None = None,
+    ) -> None:
+        self._mixture, self._tokenizer = mixture, tokenizer
+        self._output, self._scratch, self._workers = output, scratch, workers
+        self._contamination_index = contamination_index
+        if not (output / SEEN).exists():
+            forget_texts(output)
+        self._seen = SeenTexts(output / SEEN)
+
+    def close(self, finished: bool) -> None:
+        """Leave the texts seen so far for the run that goes on, or remove them after the last one."""
+        if finished:
+            self._seen.remove()
+        else:
+            self._seen.close()
+
+    def budget(self, source: Source) -> Budget:
+        """What the mixture asks of one of its sources."""
+        validation = self._mixture.validation
+        train = self._mixture.budgets()[source.name]
+        if validation.sequences is None:
+            return Budget(train, source.epochs, None, validation.share or 0.0)
+        sequences = self._mixture.validation_sequences()[source.name]
+        return Budget(train, source.epochs, sequences * validation.sequence_length)
+
+    def build(self, source: Source, units: list[Unit]) -> BuiltSource:
+        """Make the shards of one source, or what is missing of them. Raises InputError for unusable input."""
+        (self._output / FOLDER / source.name).mkdir(parents=True, exist_ok=True)
+        built = self._load(source)
+        if built is not None:
+            return built
+        budget = self.budget(source)
+        parts, used = self._parts(source, units, budget)
+        finisher = SourceFinisher(self._output, self._scratch, source.name, self._mixture.seed, self._tokenizer)
+        files = finisher.finish(parts, budget)
+        left_out = Skipped()
+        for slice_ in used:
+            left_out.update(slice_.left_out)
+        built = BuiltSource(files, len(parts), left_out.as_dict(), sum(s.long_documents for s in used))
+        self._remove_parts_from(source, len(parts))
+        self._seen.commit()
+        self._save(source, built)
+        return built
+
+    def _parts(self, source: Source, units: list[Unit], budget: Budget) -> tuple[list[Part], list[Slice]]:
+        """The parts up to the budget, and the slices they come from."""
+        size = int(self._mixture.shard_megabytes * 1e6)
+        reader = SourceReader(source, units, self._seen, self._output, self._scratch, size)
+        recipe = Recipe(
+            self._output,
+            self._scratch,
+            source.name,
+            self._mixture.seed,
+            self._tokenizer,
+            budget.threshold(),
+            self._contamination_index,
+            self._mixture.decontamination.mode == "drop",
+        )
+        parts: list[Part] = []
+        used: list[Slice] = []
+        ahead: deque[Slice] = deque()
+        train = candidates = 0
+        results = self._workers.map(_work, self._jobs(reader, recipe, ahead))
+        with _Progress(source.name, budget) as bar:
+            for slice_, part in results:
+                ahead.popleft()
+                used.append(slice_)
+                if part is not None:
+                    parts.append(part)
+                    train += part.train.tokens
+                    candidates += part.candidates.tokens
+                    bar.add(part)
+                if slice_.ends:
+                    self._seen.commit()
+                    save_unit(self._output, [s for s in used if s.unit == slice_.unit])
+                if budget.is_met(train, candidates):
+                    break
+            results.close()
+        for slice_ in ahead:
+            self._seen.forget(slice_.digests)
+        return parts, used
+
+    def _jobs(
+        self, reader: SourceReader, recipe: Recipe, ahead: deque[Slice]
+    ) -> Iterator[tuple[Slice, PartJob | None]]:
+        for slice_ in reader.slices():
+            ahead.append(slice_)
+            job = None
+            if slice_.number is not None:
+                job = PartJob(recipe, slice_.number, slice_.lines, slice_.lines_sha256)
+            yield slice_, job
+
+    def _remove_parts_from(self, source: Source, number: int) -> None:
+        """Remove what was read in vain, beyond the budget, by this run or one that ended early."""
+        for path in (self._output / FOLDER / source.name).glob("[0-9]*"):
+            if int(path.name.split(".")[0]) >= number:
+                path.unlink()
+
+    def _record(self, source: Source) -> Path:
+        return self._output / FOLDER / source.name / "source.json"
+
+    def _save(self, source: Source, built: BuiltSource) -> None:
+        write_atomically(self._record(source), json.dumps(asdict(built), indent=1).encode())
+
+    def _load(self, source: Source) -> BuiltSource | None:
+        """The source as an earlier run finished it, if all of its shards are whole."""
+        try:
+            record = json.loads(self._record(source).read_text(encoding="utf-8"))
+            files = record.pop("files")
+            lists = {split: [TokenFile(**file) for file in files[split]] for split in ("train", "validation")}
+            built = BuiltSource(SourceFiles(**lists, passes=files["passes"]), **record)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        whole = all(file.is_whole(self._output) for split in lists.values() for file in split)
+        return built if whole else None
+
+    def parts_of(self, source: Source, built: BuiltSource) -> Iterator[Part]:
+        """The parts of a built source, in order."""
+        for number in range(built.parts):
+            part = load_part(self._output, source.name, number)
+            assert part is not None, f"{source.name}: the record of part {number} is gone"
+            yield part
+
+    def training_documents(self, source: Source, built: BuiltSource) -> Iterator[dict[str, Any]]:
+        """The documents of a source that are in its training shards, once each, in the order they were read."""
+        lines: dict[str, array[int]] = {}
+        for file in built.files.train:
+            for row in read_boundaries(self._output / file.boundaries):
+                lines.setdefault(row[3], array("L")).append(int(row[4]))
+        for path in sorted(lines):
+            wanted = set(lines[path])
+            for number, document in enumerate(read_documents(self._output / path), start=1):
+                if number in wanted:
+                    yield document
+
+
+def _work(job: PartJob | None) -> Part | None:
+    return make_part(job) if job is not None else None
+
+
+def forget_texts(output: Path) -> None:
+    """Have all units and sources read anew; the parts of them that come out the same are kept."""
+    for pattern in ("seen.sqlite*", "*/unit-*.json", "*/source.json"):
+        for path in (output / FOLDER).glob(pattern):
+            path.unlink()
+
+
+class _Progress:
+    """A bar of a source's tokens, with their rate and the time that is left where a budget tells it."""
+
+    def __init__(self, name: str, budget: Budget) -> None:
+        from tqdm import tqdm
+
+        total = None if budget.train is None else budget.train + (budget.held_out or 0)
+        self._bar = tqdm(total=total, desc=name, unit=" tokens", unit_scale=True)
+        self._parts = self._documents = 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, part: Part) -> None:
+        """Count a finished part."""
+        self._parts += 1
+        self._documents += part.documents
+        self._bar.set_postfix(documents=f"{self._documents:,}", parts=self._parts, refresh=False)
+        self._bar.update(part.train.tokens + part.candidates.tokens)

@@ -1,0 +1,283 @@
+"""The story of `python -m data_prep`: a mixture, its inputs, the dataset folder; what is there already is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_prep.build import Builder, BuiltSource, forget_texts
+from data_prep.documents import FOLDER, Skipped
+from data_prep.mixture import Mixture
+from data_prep.sources import Unit, describe_units, find_units
+from data_prep.tokenization import versions
+from data_prep.tokenizers import write_tokenizer
+from data_prep.workers import Workers
+from olmoe_parrots.errors import InputError
+from olmoe_parrots.shards import (
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    ReportFile,
+    TokenizerInfo,
+    sha256_of,
+    smallest_dtype,
+    write_atomically,
+)
+
+SETTINGS = f"{FOLDER}/settings.json"
+TEST_ITEMS = f"{FOLDER}/test_items.npy"
+INPUTS = f"{FOLDER}/inputs.json"
+PROBLEMS = "generalization_gap.jsonl"
+SCRATCH = ".partial"
+# To be raised when a change here makes other bytes of the same input and settings.
+RECIPE = 2
+
+
+def prepare(
+    mixture: Mixture,
+    output: Path,
+    *,
+    local: str | None = None,
+    test_items: str | None = None,
+    eos: int | None = None,
+    pad: int | None = None,
+    processes: int = 1,
+) -> Manifest:
+    """Make the dataset folder `output` of a mixture, or go on with one that was begun. Writes the manifest last.
+
+    Args:
+        local: a folder (or `s3://` address) with a folder of files for each source, in place of the hub.
+        test_items: the same for the tasks whose test items decontamination looks for.
+        eos, pad: token ids, for a mixture whose tokenizer is a tokenizer.json.
+        processes: worker processes; any number gives the same bytes.
+
+    Raises InputError for unusable input, a folder of other settings, another run in it, or a full disk.
+    """
+    with _locked(output) as scratch, _told_when_full(output):
+        tokenizer = write_tokenizer(mixture.tokenizer, scratch / TOKENIZER, eos=eos, pad=pad)
+        index = _contamination_index(mixture, scratch, test_items)
+        units = {s.name: find_units(s, local, mixture.seed, output) for s in mixture.sources}
+        settings = _settings(mixture, _inputs(units, output, scratch), tokenizer, index)
+        manifest = _refuse_other_settings(output, settings)
+        if manifest is not None and _is_whole(output, manifest):
+            print("nothing to do: the dataset is finished", file=sys.stderr)
+            return manifest
+        (output / FOLDER).mkdir(exist_ok=True)
+        write_atomically(output / SETTINGS, json.dumps(settings, indent=1).encode())
+        os.replace(scratch / TOKENIZER, output / TOKENIZER)
+        if index is not None:
+            os.replace(index, output / TEST_ITEMS)
+        if (scratch / Path(INPUTS).name).exists():
+            os.replace(scratch / Path(INPUTS).name, output / INPUTS)
+        return _build(mixture, units, settings, tokenizer, output, scratch, processes)
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[Path]:
+    """Hold the dataset folder against another run; yields a scratch folder that is removed afterwards."""
+    if output.exists() and not output.is_dir():
+        raise InputError(output, "it is not a folder", "choose another --output")
+    begun = (output / MANIFEST).exists() or (output / SETTINGS).exists()
+    if output.is_dir() and not begun and any(entry.name != SCRATCH for entry in output.iterdir()):
+        raise InputError(output, "it holds other files and no dataset", "choose another --output or empty it")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = os.open(output, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(output, f"it cannot be made ({error.strerror})", "choose another --output") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(output, "another run is writing there", "wait for it or choose another --output") from None
+        scratch = output / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _told_when_full(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        where = error.filename or output
+        what = f"it cannot be written ({error.strerror})"
+        raise InputError(where, what, "free space or mend permissions, then run again: it goes on there") from None
+
+
+def _contamination_index(mixture: Mixture, scratch: Path, test_items: str | None) -> Path | None:
+    decontamination = mixture.decontamination
+    if decontamination.mode == "off":
+        return None
+    from data_prep.decontamination import build_index, load_test_items
+
+    path = scratch / Path(TEST_ITEMS).name
+    build_index(load_test_items(decontamination.tasks, test_items), decontamination.ngram, path)
+    return path
+
+
+def _inputs(units: dict[str, list[Unit]], output: Path, scratch: Path) -> dict[str, Any]:
+    """What identifies the input of each source; files whose size and time an earlier run knew are not read again."""
+    sums = scratch / Path(INPUTS).name
+    if (output / INPUTS).is_file():
+        shutil.copyfile(output / INPUTS, sums)
+    return {name: describe_units(found, sums) for name, found in units.items()}
+
+
+def _settings(mixture: Mixture, inputs: dict[str, Any], tokenizer: TokenizerInfo, index: Path | None) -> dict[str, Any]:
+    """Everything that decides the shards' bytes, and nothing of where the folders lie."""
+    described = mixture.as_dict()
+    for source in described["sources"]:
+        if source["kind"] == "folder":
+            source["path"] = None
+    return {
+        "recipe": RECIPE,
+        "mixture": described,
+        "inputs": inputs,
+        "tokenizer": asdict(tokenizer),
+        "test_items_sha256": sha256_of(index) if index is not None else None,
+    }
+
+
+def _refuse_other_settings(output: Path, settings: dict[str, Any]) -> Manifest | None:
+    """The manifest of a finished dataset of the same settings; InputError if the folder is of other ones."""
+    manifest = Manifest.load(output) if (output / MANIFEST).exists() else None
+    if manifest is not None:
+        earlier = manifest.mixture
+    else:
+        try:
+            earlier = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+    there, here = _flat(earlier), _flat(json.loads(json.dumps(settings)))
+    different = [key for key in here if there.get(key) != here[key]]
+    if different and manifest is None and all(key.startswith("inputs.") for key in different):
+        # As when a damaged file was replaced. Parts are known by their content, units are not.
+        print("the inputs have changed: they are read again, and what is the same is kept", file=sys.stderr)
+        forget_texts(output)
+    elif different:
+        told = ", ".join(f"{key} {there.get(key)} there and {here[key]} here" for key in different[:5])
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        remedy = "choose another --output, or remove the folder"
+        raise InputError(output, f"it was begun from other inputs or settings ({told}{more})", remedy)
+    return manifest
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    entries = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    for key, value in entries:
+        named = isinstance(settings, list) and isinstance(value, dict) and "name" in value
+        name = value["name"] if named else key
+        nested = isinstance(value, (dict, list)) and value
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
+
+
+def _is_whole(output: Path, manifest: Manifest) -> bool:
+    try:
+        sizes = all((output / file.path).stat().st_size == file.bytes for file in manifest.files)
+        boundaries = all((output / file.boundaries).is_file() for file in manifest.files if file.boundaries)
+        reports = all((output / report.path).stat().st_size == report.bytes for report in manifest.reports)
+        return sizes and boundaries and reports and sha256_of(output / TOKENIZER) == manifest.tokenizer.sha256
+    except OSError:
+        return False
+
+
+def _build(
+    mixture: Mixture,
+    units: dict[str, list[Unit]],
+    settings: dict[str, Any],
+    tokenizer: TokenizerInfo,
+    output: Path,
+    scratch: Path,
+    processes: int,
+) -> Manifest:
+    index = output / TEST_ITEMS if settings["test_items_sha256"] else None
+    built: dict[str, BuiltSource] = {}
+    with Workers(processes) as workers:
+        builder = Builder(mixture, tokenizer, output, scratch, workers, index)
+        try:
+            for source in mixture.sources:
+                built[source.name] = builder.build(source, units[source.name])
+            reports = _reports(mixture, builder, built, output, index)
+        finally:
+            builder.close(finished=False)
+    left_out, long_documents = Skipped(), {}
+    for name, source_built in built.items():
+        left_out.update({f"{name}: {file}": counts for file, counts in source_built.left_out.items()})
+        if source_built.long_documents:
+            long_documents[name] = source_built.long_documents
+    manifest = Manifest(
+        tokenizer=tokenizer,
+        dtype=smallest_dtype(tokenizer.vocabulary_size),
+        files=sorted((f for n, b in built.items() for f in b.shards(n)), key=lambda file: file.path),
+        mixture=settings | {"left_out": left_out.as_dict(), "long_documents": long_documents},
+        seed=mixture.seed,
+        versions=versions(),
+        asked=_asked(mixture, built),
+        reports=reports,
+    )
+    manifest.save(output)
+    builder.close(finished=True)
+    return manifest
+
+
+def _asked(mixture: Mixture, built: dict[str, BuiltSource]) -> dict[str, dict[str, Any]]:
+    budgets = mixture.budgets()
+    return {
+        source.name: {
+            "tokens": budgets[source.name],
+            "share": source.share,
+            "epochs": source.epochs,
+            "passes": round(built[source.name].files.passes, 6),
+        }
+        for source in mixture.sources
+    }
+
+
+def _reports(
+    mixture: Mixture, builder: Builder, built: dict[str, BuiltSource], output: Path, index: Path | None
+) -> list[ReportFile]:
+    """Write the list of drawn problems and the report on contamination, where the mixture asks for them."""
+    names: list[str] = []
+    drawn = [source for source in mixture.sources if source.draw is not None]
+    if drawn:
+        from data_prep.problems import draw_problems, shortfalls
+
+        rows: list[dict[str, Any]] = []
+        for source in drawn:
+            assert source.draw is not None
+            found = draw_problems(builder.training_documents(source, built[source.name]), source.draw, mixture.seed)
+            for group, (got, asked) in shortfalls(found, source.draw).items():
+                print(f"warning: {source.name}: {got} {group} problems drawn of {asked} asked for", file=sys.stderr)
+            rows += [{"source": source.name, **row} for row in found]
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(output / PROBLEMS, content.encode())
+        names.append(PROBLEMS)
+    if index is not None:
+        from data_prep.decontamination import REPORT, REPORT_ROWS, Index, write_report
+
+        parts = [(s.name, part) for s in mixture.sources for part in builder.parts_of(s, built[s.name])]
+        looked_at = {name: sum(p.looked_at for n, p in parts if n == name) for name in built}
+        found_rows = (row for _, part in parts for row in part.contaminated)
+        write_report(output, found_rows, looked_at, Index.open(index), mixture.decontamination.mode)
+        names += [REPORT, REPORT_ROWS]
+    return [ReportFile(name, (output / name).stat().st_size, sha256_of(output / name)) for name in names]

@@ -1,0 +1,93 @@
+"""Worker processes, and the work of each in the order it was given."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from typing import TypeVar
+
+from olmoe_parrots.errors import InputError
+
+Key = TypeVar("Key")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def worker_pool(processes: int) -> ProcessPoolExecutor:
+    """A pool of fresh processes that end at once, without a traceback, when interrupted or when their parent ends."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+class Workers:
+    """`processes` worker processes, started when first needed; with one, the work is done in this process."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(
+        self, work: Callable[[Job], Result], jobs: Iterable[tuple[Key, Job]]
+    ) -> Generator[tuple[Key, Result], None, None]:
+        """Each key with its job's result, in the order of the jobs, which are taken only as far ahead as workers are
+        free. Closing the generator early waits for the jobs in flight.
+
+        Raises what `work` raises, and InputError if a worker process is killed.
+        """
+        if self._processes == 1:
+            for key, job in jobs:
+                yield key, work(job)
+            return
+        if self._pool is None:
+            self._pool = worker_pool(self._processes)
+        waiting: deque[tuple[Key, Future[Result]]] = deque()
+        try:
+            for key, job in jobs:
+                waiting.append((key, self._pool.submit(work, job)))
+                if len(waiting) > self._processes:
+                    yield _finish(waiting)
+            while waiting:
+                yield _finish(waiting)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+            for _, future in waiting:  # nothing may still be writing when the caller clears up
+                if not future.cancelled():
+                    future.exception()
+
+
+def _finish(waiting: deque[tuple[Key, Future[Result]]]) -> tuple[Key, Result]:
+    key, future = waiting.popleft()
+    try:
+        return key, future.result()
+    except BrokenProcessPool:
+        what = "one was killed, perhaps for want of memory"
+        raise InputError(
+            "worker processes", what, "run again with fewer --processes; it goes on where it was"
+        ) from None
