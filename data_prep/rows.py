@@ -20,6 +20,8 @@ Count = Callable[[str], None]
 DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
 _BATCH_ROWS = 256
 _CHUNK = 1 << 20
+# Compressed bytes that are decompressed at once: little, since they may grow a thousandfold.
+_PIECE = 1 << 12
 
 
 def read_rows(
@@ -74,7 +76,7 @@ class _ZstdFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
             if not self._compressed:
-                self._compressed = self._stream.read(1 << 16)
+                self._compressed = self._stream.read(_PIECE)
                 if not self._compressed:
                     if self._frame is not None:
                         raise EOFError("the compressed file ended before its end mark was reached")
@@ -166,7 +168,7 @@ def _parquet_rows(
 ) -> Iterator[tuple[int, Row]]:
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False)
+    file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
     wanted = _present(file.schema_arrow.names, name, columns, needed)
     batches = file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False)
     yield from _numbered(batches, count)
