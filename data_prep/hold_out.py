@@ -68,11 +68,12 @@ class _Span:
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """The shards of a source; `passes` counts the passes over it, the last one counted as a fraction."""
+    """The shards of a source. `passes` counts the passes over it where there is more than one, the last one
+    as a fraction."""
 
     train: list[TokenFile]
     validation: list[TokenFile]
-    passes: float
+    passes: float | None
 
 
 class SourceFinisher:
@@ -99,7 +100,7 @@ class SourceFinisher:
         if not once:
             remedy = "add documents, lower the share that is held out, or take the source out of the mixture"
             raise InputError(self._source, "no document is left for training", remedy)
-        passes = 1.0 if budget.train is None else budget.train / once
+        passes = None if budget.train is None or budget.train <= once else budget.train / once
         if budget.train is not None:
             self._refuse_shortage(once, budget)
             train = self._fill(train, budget.train, number + 1)
@@ -167,12 +168,11 @@ class SourceFinisher:
         total, taken = 0, 0
         while total < budget:
             file = train[taken % len(train)]
-            if taken >= len(train):
-                file = self._copy(file, number + taken - len(train))
+            repeated = taken >= len(train)
+            place = number + taken - len(train) if repeated else _number_of(file)
             if total + file.tokens > budget:
-                kept = self._cut(file, budget - total)
-                return filled + ([kept] if kept else [])
-            filled.append(file)
+                return filled + self._cut(file, place, budget - total)
+            filled.append(self._copy(file, place) if repeated else file)
             total += file.tokens
             taken += 1
         return filled
@@ -185,23 +185,18 @@ class SourceFinisher:
             unfinished.replace(self._output / getattr(copy, name))
         return copy
 
-    def _cut(self, file: TokenFile, tokens: int) -> TokenFile | None:
-        """The shard cut at the document boundary nearest to `tokens`; None if that is its beginning."""
-        rows = list(read_boundaries(self._output / file.boundaries))
-        ends = [0, *(int(row[1]) for row in rows)]
-        kept = min(range(len(ends)), key=lambda i: abs(ends[i] - tokens))
-        if not kept:
-            return None
-        if kept == len(rows):
-            return file
-        unfinished = self._scratch / Path(file.path).name
-        size = file.bytes // file.tokens * ends[kept]
-        with (self._output / file.path).open("rb") as source, unfinished.open("wb") as target:
-            shutil.copyfileobj(source, target)
-            target.truncate(size)
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows(rows[:kept])
-        return place_tokens(self._output, file.path, unfinished, text.getvalue().encode(), kept)
+    def _cut(self, file: TokenFile, number: int, tokens: int) -> list[TokenFile]:
+        """The documents of a shard that fit into `tokens`, in their order, as shard `number`.
+
+        A document that is too long is passed over and shorter ones after it are taken, so that a budget is missed by
+        less than the shortest one left out, however long documents are.
+        """
+        kept: list[_Span] = []
+        for span in self._spans(file):
+            if span.end - span.start <= tokens:
+                kept.append(span)
+                tokens -= span.end - span.start
+        return self._write("train", number, kept)
 
     def _remove_others(self, files: Sequence[TokenFile]) -> None:
         kept = {name for file in files for name in (file.path, file.boundaries)}
@@ -209,6 +204,10 @@ class SourceFinisher:
             for path in (self._output / split).glob(f"{self._source}-[0-9]*"):
                 if f"{split}/{path.name}" not in kept and path.name[len(self._source) + 1 :][:5].isdigit():
                     path.unlink()
+
+
+def _number_of(file: TokenFile) -> int:
+    return int(file.path.removesuffix(".npy").rsplit("-", 1)[1])
 
 
 def read_boundaries(path: Path) -> Iterator[list[str]]:

@@ -247,7 +247,7 @@ def _asked(mixture: Mixture, built: dict[str, BuiltSource]) -> dict[str, dict[st
             "tokens": budgets[source.name],
             "share": source.share,
             "epochs": source.epochs,
-            "passes": round(built[source.name].files.passes, 6),
+            "passes": built[source.name].files.passes,
         }
         for source in mixture.sources
     }

@@ -69,7 +69,7 @@ def config_error(path: str, error: Exception, overrides: list[str]) -> InputErro
         remedy = f"did you mean {near[0]}?" if near else "see docs/training.md"
         return InputError(where, "there is no such option", remedy)
     if "does not match any files" in message and full_key.startswith("evaluators"):
-        remedy = "hold documents out with data_prep's --validation-share, or train without: '--evaluators=[]'"
+        remedy = "hold sequences out with data_prep's --validation-sequences, or train without: '--evaluators=[]'"
         return InputError(where, message, remedy)
     if "does not match any files" in message:
         remedy = "make the data with python -m data_prep, or name another folder with --data_folder=DIR"

@@ -16,12 +16,11 @@ DATA = Path("data/quickstart")
 RUNS = [Path("runs/quickstart_moe"), Path("runs/quickstart_dense")]
 PICTURE = Path("runs/quickstart.png")
 TASK = "eval/downstream/piqa_len_norm"
-CHARACTERS = 8_000_000
 
 
 def commands(steps: int | None = None) -> list[list[str]]:
     """The modules to run, with their arguments, in order; ``steps`` shortens (or lengthens) the training."""
-    prepare = ["data_prep", "python-docs", "--output", str(DATA), "--max-characters", str(CHARACTERS)]
+    prepare = ["data_prep", "quickstart", "--output", str(DATA)]
     options = ["--try_load_latest_save=true", *([f"--max_duration={steps}"] if steps else [])]
     train = [["olmoe_parrots.train", f"configs/{run.name}.yaml", *options] for run in RUNS]
     draw = ["olmoe_parrots.curves", *map(str, RUNS), "--output", str(PICTURE)]

@@ -81,7 +81,7 @@ def _command(folder: Path, config: Path, ports: dict[str, int]) -> list[str]:
         "s3.port.lance": 0,
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": 64,
-        "volume.max": 100,
+        "volume.max": 2000,  # a bucket takes seven at once
     }
     options |= {f"{name}.localSocket": folder / f"{name}.sock" for name in ("s3", "filer")}
     weed = Path(sys.executable).with_name("weed")

@@ -80,6 +80,7 @@ def test_the_tokenizers_library_reads_the_vocabulary(built: Path) -> None:
         assert tokenizer.encode(text).ids == row.tolist()
 
 
+@pytest.mark.slow
 def test_olmo_learns_the_answers_alone(built: Path) -> None:
     from olmo.data import DataCollator, MemMapDataset
     from olmo.train import Trainer
