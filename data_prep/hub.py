@@ -59,8 +59,8 @@ def list_files(source: Source, told: str) -> tuple[str | None, list[str]]:
     """
     try:
         revision = _commit(source)
-        system, root = _system(), f"datasets/{source.dataset}@{revision}"
-        found = {path.removeprefix(f"{root}/") for p in source.files for path in system.glob(f"{root}/{p}")}
+        root = f"datasets/{source.dataset}@{revision}"
+        found = {path.removeprefix(f"{root}/") for pattern in source.files for path in _glob(f"{root}/{pattern}")}
     except Exception as error:
         _refuse(source, told, error)
     paths = sorted(path for path in found if path.lower().endswith(DATA_SUFFIXES))
@@ -87,6 +87,14 @@ def _commit(source: Source) -> str | None:
 
     commit: str | None = HfApi().dataset_info(source.dataset or "", revision=source.revision, timeout=60).sha
     return commit
+
+
+def _glob(pattern: str) -> list[str]:
+    try:
+        found: list[str] = _system().glob(pattern)
+        return found
+    except FileNotFoundError:  # of the folder that the pattern begins with
+        return []
 
 
 def _system() -> Any:

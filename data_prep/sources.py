@@ -96,11 +96,15 @@ def describe_units(units: Sequence[Unit], sums: Path | None = None) -> dict[str,
         from data_prep.python_docs import describe_python_docs
 
         return {"kind": "python_docs", "group": units[0].name, **describe_python_docs()}
-    if kind in ("stream", "hub_file"):
+    dataset = units[0].dataset or ""
+    if kind == "stream" and os.path.isdir(dataset):
+        paths = tuple(listing(Path(dataset), ("**/*",), DATA_SUFFIXES))
+        units = [Unit(units[0].source, 0, "", "rows", dataset, paths)]
+    elif kind in ("stream", "hub_file"):
         names = json.dumps(sorted(unit.name for unit in units))
         return {
             "kind": "hub",
-            "dataset": units[0].dataset,
+            "dataset": dataset,
             "configs": sorted({unit.config for unit in units if unit.config}),
             "split": units[0].split,
             "revision": units[0].revision,

@@ -1,46 +1,53 @@
 """The corpus from this Python installation."""
 
 import ast
+import hashlib
 import importlib.metadata
 import os
 import sys
 import sysconfig
+from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 
-from data_prep.__main__ import main
-from data_prep.python_docs import describe_python_docs, module_docstrings, read_python_docs
-from olmoe_parrots.shard_verification import verify
-from olmoe_parrots.shards import Manifest
-
-CAP = 400_000
+from data_prep.python_docs import GROUPS, describe_python_docs, module_docstrings, read_python_docs
 
 
 @pytest.fixture(scope="module")
-def documents() -> list:
-    return list(read_python_docs(CAP, 1))
+def documents() -> dict[str, list]:
+    """The first documents of each group, which is what a small budget takes."""
+    return {group: list(islice(read_python_docs(group), 30)) for group in GROUPS}
 
 
-def test_documents_are_distinct_long_enough_and_under_the_cap(documents: list) -> None:
-    assert len(documents) > 20
-    assert len({d.id for d in documents}) == len({d.text for d in documents}) == len(documents)
-    assert min(len(d.text) for d in documents) >= 200
-    assert sum(len(d.text) for d in documents) <= CAP
+def test_documents_are_long_enough_and_differ_in_their_ids(documents: dict[str, list]) -> None:
+    found = [document for group in GROUPS for document in documents[group]]
+    assert len({d.id for d in found}) == len(found) == 120
+    assert min(len(d.text) for d in found) >= 200
 
 
-def test_ids_are_relative_and_name_the_source(documents: list) -> None:
-    known = {"python_topics", "stdlib_docstrings", "package_docstrings", "package_metadata"}
-    for document in documents:
-        source, name = document.id.split("/", 1)
-        assert source == document.source and source in known
-        assert not os.path.isabs(name) and sys.prefix not in document.id
+def test_ids_are_relative_and_name_the_group(documents: dict[str, list]) -> None:
+    for group, found in documents.items():
+        for document in found:
+            source, name = document.id.split("/", 1)
+            assert source == document.source == group
+            assert not os.path.isabs(name) and sys.prefix not in document.id
 
 
-def test_texts_are_those_of_the_installation(documents: list) -> None:
+def test_documents_come_in_the_order_of_their_ids_hashes(documents: dict[str, list]) -> None:
+    for group, found in documents.items():
+        digests = [hashlib.sha256(d.id.encode()).digest() for d in found]
+        assert digests == sorted(digests)
+        assert list(islice(read_python_docs(group), 5)) == found[:5]
+    every = list(read_python_docs("python_topics"))
+    assert every[:30] == documents["python_topics"]
+    assert {d.id for d in every} == {f"python_topics/{name}" for name in topics if len(topics[name].strip()) >= 200}
+
+
+def test_texts_are_those_of_the_installation(documents: dict[str, list]) -> None:
     folders = {"stdlib_docstrings": "stdlib", "package_docstrings": "purelib"}
-    for document in documents:
+    for document in (document for found in documents.values() for document in found):
         source, name = document.id.split("/", 1)
         if source == "python_topics":
             assert document.text == topics[name].strip()
@@ -56,9 +63,10 @@ def _docstring(node: ast.AST) -> str | None:
     return ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
 
 
-def test_a_smaller_cap_takes_a_prefix_with_any_number_of_processes(documents: list) -> None:
-    fewer = list(read_python_docs(CAP // 2, 2))
-    assert 0 < len(fewer) < len(documents) and fewer == documents[: len(fewer)]
+def test_the_description_names_python_and_what_is_installed() -> None:
+    described = describe_python_docs()
+    assert described == describe_python_docs() and described["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert described["distributions"] > 50 and len(described["sha256"]) == 64
 
 
 def test_docstrings_come_in_the_order_they_stand_in() -> None:
@@ -76,14 +84,11 @@ def h(): pass
     assert module_docstrings(code) == "Module.\n\nClass.\n\nMethod.\n\nCoroutine."
 
 
-def test_nothing_is_imported(documents: list) -> None:
-    names = {d.id.removeprefix("stdlib_docstrings/").removesuffix(".py").replace("/", ".") for d in documents}
-    assert not {"antigravity", "this", "idlelib.idle"} & set(sys.modules) and names
+def test_nothing_is_imported(documents: dict[str, list]) -> None:
+    assert not {"antigravity", "this", "idlelib.idle"} & set(sys.modules) and documents
 
 
-def test_the_command_builds_a_sound_dataset(tmp_path: Path) -> None:
-    arguments = ["python-docs", "--output", str(tmp_path / "out"), "--max-characters", "150000", "--processes", "1"]
-    assert main([*arguments, "--validation-share", "0.1", "--tokenizer", "olmo"]) == 0
-    assert verify(tmp_path / "out") == []
-    manifest = Manifest.load(tmp_path / "out")
-    assert manifest.tokenizer.name == "olmo" and manifest.mixture["source"] == describe_python_docs(150_000)
+def test_code_that_cannot_be_parsed_gives_nothing() -> None:
+    for code in (b"print 'two'", b"\x00", b"(" * 10_000):
+        with pytest.raises((SyntaxError, ValueError, RecursionError, MemoryError)):
+            module_docstrings(code)
