@@ -172,7 +172,7 @@ def report(rows: list[dict[str, Any]], about: dict[str, Any], date: str) -> str:
             f"| {name} | {FULL[name]:,} | {_spread(ours)} | {LIMITS[name]} | {SMALL[name]:,} "
             f"| {_spread(plain)} | {_spread(ratios)} |"
         )
-    busy = max(row["load_before"] for row in rows)
+    loads = [row["load_before"] for row in rows]
     cpu = [
         f"{name} {_spread([r['cpu_seconds'] for r in rows if (r['task'], r['version']) == (name, 'ours')])}"
         for name in FULL
@@ -180,7 +180,8 @@ def report(rows: list[dict[str, Any]], about: dict[str, Any], date: str) -> str:
     lines += [
         "",
         f"{len(rows) // 4} rounds, the versions in turn. CPU seconds of ours, over all processes: {', '.join(cpu)}.",
-        f"The load average before a timing was at most {busy:.1f}, which counts this benchmark's own earlier timings.",
+        f"The load average before a timing was {min(loads):.1f} to {max(loads):.1f}. Above the number of processes, other",
+        "programs were running, and the ratios say more than the seconds.",
         "",
     ]
     return "\n".join(lines)

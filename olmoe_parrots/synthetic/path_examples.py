@@ -68,9 +68,12 @@ class PathLaw:
         return min(2048, 1 << int(math.log2((1 << 22) / pool)))
 
     def log_graphs(self) -> float:
-        """The natural logarithm of the number of labelled graphs."""
+        """The natural logarithm of the number of labelled edge sets: an upper bound where there are more labels."""
         n, k = self.labels, self.graph.vertices
-        return self.graph.log_graphs() + math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        choices = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        # With few edges, different choices of labels give the same edges.
+        any_edges = GraphLaw("erdos_renyi", n, self.graph.edges, self.graph.directed)
+        return min(self.graph.log_graphs() + choices, any_edges.log_graphs())
 
     def length_shares(self, stream: Stream) -> Integers:
         """The share of some thousand sampled targets with a vertex at each distance, from 0 to `max_length`."""

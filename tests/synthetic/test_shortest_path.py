@@ -148,6 +148,7 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one() -> None:
         ({"balance": True}, "too rare to be balanced"),
         ({"min_length": 30}, "hardly a graph"),
         ({"vertices": 4, "mean_degree": 1.0}, "about 15 graphs exist"),
+        ({"vertices": 10, "mean_degree": 0.2, "labels": 100}, "about 4,950 graphs exist"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict, message: str) -> None:
