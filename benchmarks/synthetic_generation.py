@@ -180,8 +180,8 @@ def report(rows: list[dict[str, Any]], about: dict[str, Any], date: str) -> str:
     lines += [
         "",
         f"{len(rows) // 4} rounds, the versions in turn. CPU seconds of ours, over all processes: {', '.join(cpu)}.",
-        f"The load average before a timing was {min(loads):.1f} to {max(loads):.1f}. Above the number of processes, other",
-        "programs were running, and the ratios say more than the seconds.",
+        f"The load average before a timing was {min(loads):.1f} to {max(loads):.1f}. Above the number of processes,",
+        "other programs were running, and the ratios say more than the seconds.",
         "",
     ]
     return "\n".join(lines)
