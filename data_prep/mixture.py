@@ -141,8 +141,13 @@ class Mixture:
         return replace(self, tokens=tokens, sources=tuple(replace(s, tokens=asked[s.name]) for s in self.sources))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types, for the manifest: everything loading found, defaults included."""
-        return _plain(asdict(self))
+        """Plain JSON types under the keys of a mixture file, defaults included: as YAML, it loads as this mixture."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        for source in plain["sources"]:
+            source["id"] = source.pop("id_column")
+        if any(source.tokens is not None for source in self.sources):
+            plain["tokens"] = None  # the sum of the sources' own
+        return plain
 
     def _weights(self) -> dict[str, float]:
         return {s.name: s.share if s.share is not None else float(s.tokens or 0) for s in self.sources}

@@ -6,6 +6,10 @@ writes DIR/SOURCE/… as `python -m data_prep natural_language --local DIR --tok
 types, nesting, file formats, compression and file names are the hub's; texts are sentences of English words, drawn with
 the frequencies they have in Python's documentation, between paragraphs of it. Every row is unique. The same arguments
 give the same rows.
+
+Scaled down a thousandfold and more, the paper's smallest sources are asked for less than a document.
+`--least-share 0.01 --write-mixture FILE` raises small shares to a hundredth, divides all by their sum and writes that
+mixture.
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ import argparse
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import source_rows as rows
+import yaml
 from source_rows import SCHEMAS, Row, Text
 
 from data_prep.mixture import Mixture, Source, largest_remainder, load_mixture
@@ -60,6 +66,13 @@ SOURCES: dict[str, tuple[Make, str]] = {
     "math": (rows.math, "algebra/train-{i:05d}-of-{n:05d}.parquet"),
     "svamp": (rows.svamp, "train.json"),
 }
+
+
+def raised(mixture: Mixture, least: float) -> Mixture:
+    """The mixture with every share raised to at least `least`, and all divided by their sum."""
+    shares = [max(source.share or 0.0, least) for source in mixture.sources]
+    sources = (replace(s, share=share / sum(shares)) for s, share in zip(mixture.sources, shares, strict=True))
+    return replace(mixture, sources=tuple(sources))
 
 
 def make_sources(folder: Path, mixture: Mixture, tokens: int, seed: int = 0) -> dict[str, list[Path]]:
@@ -135,8 +148,13 @@ def main() -> None:
     parser.add_argument("--mixture", default="natural_language", metavar="NAME", help="a mixture's name or file")
     parser.add_argument("--tokens", type=int, default=4_000_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--least-share", type=float, default=0.0, metavar="X")
+    parser.add_argument("--write-mixture", type=Path, metavar="FILE")
     options = parser.parse_args()
-    made = make_sources(options.folder, load_mixture(options.mixture), options.tokens, options.seed)
+    mixture = raised(load_mixture(options.mixture), options.least_share)
+    if options.write_mixture:
+        options.write_mixture.write_text(yaml.safe_dump(mixture.scaled(options.tokens).as_dict(), sort_keys=False))
+    made = make_sources(options.folder, mixture, options.tokens, options.seed)
     for name, paths in made.items():
         size = sum(path.stat().st_size for path in paths)
         print(f"{name}: {len(paths)} file(s), {size / 1e6:.1f} MB")

@@ -91,6 +91,13 @@ def test_a_source_that_is_off_is_switched_on_by_one_edit(tmp_path: Path) -> None
     assert shares["proof_pile_arxiv"] == pytest.approx(0.52 / 1.00003) and "svamp" not in shares
 
 
+@pytest.mark.parametrize("name", ["natural_language", "math", "quickstart"])
+def test_what_a_manifest_keeps_of_a_mixture_loads_as_that_mixture(tmp_path: Path, name: str) -> None:
+    mixture = load_mixture(name)
+    for kept in (mixture, mixture.scaled(1_000_000)):
+        assert load_mixture(_write(tmp_path, kept.as_dict())) == kept
+
+
 def test_defaults_and_paths(tmp_path: Path) -> None:
     mixture = load_mixture(_write(tmp_path, VALID))
     assert mixture.name == "mine" and mixture.seed == 0 and mixture.decontamination.mode == "off"
@@ -107,6 +114,7 @@ def test_sources_with_tokens_and_sources_taken_whole(tmp_path: Path) -> None:
     assert mixture.tokens == 400 and mixture.budgets() == {"web": 300, "notes": 100}
     assert mixture.validation_sequences() == {"web": 2, "notes": 1}
     assert mixture.scaled(40).budgets() == {"web": 30, "notes": 10}
+    assert load_mixture(_write(tmp_path, mixture.as_dict())) == mixture
     whole = _changed(tokens=None, source_share=None, validation={"share": 0.1})
     del whole["sources"][1]["share"]
     mixture = load_mixture(_write(tmp_path, whole))
