@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class _Folder:
-    """A dataset folder that files of a config lie in."""
+    """A dataset folder that files of a config lie in, and the splits that they are of."""
 
     root: str
     manifest: Manifest
     files: dict[str, ShardFile]
+    splits: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def check_training_shards(
         raise InputError("data.label_mask_paths", what, "name one for each token file, in the same order")
     folders, shards, expected = _locate(named, masks, wanted, dtype)
     for folder in folders:
-        _check_complete(folder, {shard.split for shard in shards})
+        _check_complete(folder)
         expected.append(_Expected(remote.join(folder.root, TOKENIZER), None, folder.manifest.tokenizer.sha256))
     _compare(expected, verification)
     if not masks and any(shard.label_mask for shard in shards):
@@ -105,12 +106,13 @@ def _locate(
         if "://" in path and not remote.is_remote(path):
             continue
         folder, shard = _listed_shard(path, folders)
+        folder.splits.add(shard.split)
         _check_fit(path, folder.manifest, wanted, dtype)
         shards.append(shard)
         expected.append(_Expected(path, shard.bytes, shard.sha256))
         if masks:
             expected.append(_listed_mask(masks[number], path, folder, shard))
-    return list({folder.root: folder for folder in folders.values()}.values()), shards, expected
+    return list(folders.values()), shards, expected
 
 
 def _folders_above(path: str) -> list[str]:
@@ -172,9 +174,9 @@ def _check_fit(path: str, manifest: Manifest, wanted: dict[str, int], dtype: str
             raise InputError(path, what, f"set the model's to {found}, or prepare the data with its tokenizer")
 
 
-def _check_complete(folder: _Folder, splits: set[str]) -> None:
+def _check_complete(folder: _Folder) -> None:
     """A pattern such as `train/*.npy` would silently pass over a file that is gone."""
-    listed = [file.path for file in folder.manifest.files if file.split in splits]
+    listed = [file.path for file in folder.manifest.files if file.split in folder.splits]
     if remote.is_remote(folder.root):
         present = {_below(folder.root, path) for path in remote.list_files(folder.root)}
         gone = [path for path in listed if path not in present]

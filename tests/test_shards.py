@@ -189,8 +189,12 @@ def test_a_flipped_bit_is_seen_unless_sizes_alone_are_asked_for(dataset: Path) -
 
 
 def test_files_of_a_split_not_in_use_may_be_missing(dataset: Path) -> None:
+    other = write_dataset(dataset.parent / "other")
     shutil.rmtree(dataset / "validation")
-    assert check_training_shards(_shards(dataset), **CONFIG) > 0
+    (other / "train" / "wiki-00000.npy").unlink()
+    paths = [*_shards(dataset), other / "validation" / "web-00000.npy"]
+    assert check_training_shards(paths, **CONFIG) > 0
+    assert "other/train/wiki-00000.npy" in _refused([*paths, other / "train" / "web-00000.npy"])
 
 
 def test_label_masks_are_checked_and_read_by_olmo(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
