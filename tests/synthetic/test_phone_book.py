@@ -78,6 +78,12 @@ def test_letters_and_digits_are_uniform_and_independent(tokens: np.ndarray) -> N
     assert chi2_contingency(table).pvalue > 1e-4
 
 
+def test_names_tell_nothing_of_numbers_of_the_same_alphabet() -> None:
+    entries = _entries(PhoneBook(3, "0123456789", 3, "0123456789"), 1000, 0)
+    # of 1,000 matched at random, one on average is its own number
+    assert sum(name == number for name, number in entries) < 8
+
+
 def test_a_row_and_its_label_mask_are_as_documented() -> None:
     book = PhoneBook(name_length=3, number_length=4, sequence_length=12)
     rows = book.rows(0, 10, 0, book.test_queries(10, 1, 0)[0])
