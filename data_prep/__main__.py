@@ -152,4 +152,6 @@ def _tell(manifest: Manifest, output: str) -> None:
 
 
 if __name__ == "__main__":
+    # transformers only converts a tokenizer here; without this it would import torch, in every process.
+    os.environ.setdefault("USE_TORCH", "0")
     report_and_exit(main)

@@ -62,7 +62,9 @@ def prepare(
 
     Raises InputError for unusable input, a folder of other settings, another run in it, or a full disk.
     """
-    with _locked(output) as scratch, _told_when_full(output):
+    with _locked(output) as scratch, _told_when_full(output), Workers(processes) as workers:
+        if not (output / MANIFEST).exists():
+            workers.start()
         tokenizer = write_tokenizer(mixture.tokenizer, scratch / TOKENIZER, eos=eos, pad=pad)
         index = _contamination_index(mixture, scratch, test_items)
         units = {s.name: find_units(s, local, mixture.seed, output) for s in mixture.sources}
@@ -78,7 +80,7 @@ def prepare(
             os.replace(index, output / TEST_ITEMS)
         if (scratch / Path(INPUTS).name).exists():
             os.replace(scratch / Path(INPUTS).name, output / INPUTS)
-        return _build(mixture, units, settings, tokenizer, output, scratch, processes)
+        return _build(mixture, units, settings, tokenizer, output, scratch, workers)
 
 
 @contextlib.contextmanager
@@ -208,18 +210,17 @@ def _build(
     tokenizer: TokenizerInfo,
     output: Path,
     scratch: Path,
-    processes: int,
+    workers: Workers,
 ) -> Manifest:
     index = output / TEST_ITEMS if settings["test_items_sha256"] else None
     built: dict[str, BuiltSource] = {}
-    with Workers(processes) as workers:
-        builder = Builder(mixture, tokenizer, output, scratch, workers, index)
-        try:
-            for source in mixture.sources:
-                built[source.name] = builder.build(source, units[source.name])
-            reports = _reports(mixture, builder, built, output, index)
-        finally:
-            builder.close(finished=False)
+    builder = Builder(mixture, tokenizer, output, scratch, workers, index)
+    try:
+        for source in mixture.sources:
+            built[source.name] = builder.build(source, units[source.name])
+        reports = _reports(mixture, builder, built, output, index)
+    finally:
+        builder.close(finished=False)
     left_out, long_documents = Skipped(), {}
     for name, source_built in built.items():
         left_out.update({f"{name}: {file}": counts for file, counts in source_built.left_out.items()})

@@ -45,8 +45,11 @@ def _no_download() -> Iterator[None]:
                 os.environ["NLTK_DATA"] = before
 
 
-def _import_dolma() -> tuple[Any, Any]:
-    """dolma's `tokenize_file` and `MemmapWriter`; takes about ten seconds the first time."""
+def import_dolma() -> tuple[Any, Any]:
+    """dolma's `tokenize_file` and `MemmapWriter`; takes about ten seconds the first time.
+
+    Raises InputError where dolma is not installed.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         with _no_download():
@@ -117,7 +120,7 @@ def tokenize(
     """
     import numpy as np
 
-    tokenize_file, memmap_writer = _import_dolma()
+    tokenize_file, memmap_writer = import_dolma()
     source = output / documents_path
     options = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     rows = tokenize_file(str(output / "tokenizer.json"), str(source), encode_special_tokens=True, **options)
