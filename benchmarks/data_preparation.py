@@ -33,22 +33,22 @@ from olmoe_parrots.provenance import describe
 from olmoe_parrots.shards import Manifest
 
 BESIDE = Path(__file__).with_suffix("")
-FILES = 16
+FILE_MEGABYTES = 12.5
 GOAL = 0.9
 
 
 def write_corpus(folder: Path, megabytes: float, seed: int) -> int:
-    """FILES files of documents in dolma's format, `megabytes` of text in all; returns their characters."""
+    """Files of FILE_MEGABYTES of documents in dolma's format, `megabytes` of text in all; returns their characters."""
     from pydoc_data.topics import topics
 
     words = Counter(re.findall(r"\w+", " ".join(topics[name] for name in sorted(topics)))).most_common(12_000)
     weights = list(accumulate(count for _, count in words))
     total = 0
     folder.mkdir(parents=True)
-    for number in range(FILES):
+    for number in range(round(megabytes / FILE_MEGABYTES)):
         rng, size = random.Random(f"{seed} {number}"), 0
         with gzip.open(folder / f"{number:02d}.jsonl.gz", "wt", compresslevel=4) as stream:
-            while size < megabytes * 1e6 / FILES:
+            while size < FILE_MEGABYTES * 1e6:
                 drawn = rng.choices(words, cum_weights=weights, k=int(rng.lognormvariate(6, 0.8)) + 8)
                 text = " ".join(word for word, _ in drawn)
                 row = {"id": f"{number}-{size}", "text": text, "source": "benchmark", "added": "", "metadata": {}}

@@ -112,7 +112,7 @@ TASKS: dict[str, Task] = {
     ),
     "hotpot_qa": Task("hotpotqa/hotpot_qa", ("fullwiki",), _VALIDATION, _question, {}),
     "web_questions": Task("stanfordnlp/web_questions", _DEFAULT, _TEST, _question, {}),
-    "complex_web_questions": Task("drt/complex_web_questions", ("complex_web_questions",), _BOTH, _question, {}),
+    "complex_web_questions": Task("drt/complex_web_questions", ("*",), _BOTH, _question, {}),
     # commonsense
     "arc_challenge": Task(
         "allenai/ai2_arc",

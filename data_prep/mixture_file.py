@@ -11,9 +11,9 @@ from typing import get_args
 
 from data_prep.mixture import Decontamination, Draw, Kind, Mixture, Mode, Source, Validation
 from data_prep.python_docs import GROUPS
-from data_prep.strict_yaml import Section, read_yaml
 from data_prep.templates import TEMPLATES
 from olmoe_parrots.errors import InputError
+from olmoe_parrots.strict_yaml import Section, read_yaml
 
 TOKENIZERS = ("mistral-v1", "olmo")
 TOLERANCE = 1e-6

@@ -38,14 +38,15 @@ def sent_to(output: str, work: Path | None) -> Iterator[Path]:
 
 
 def _refuse_unwritable(output: str) -> None:
-    """Ask S3 for something and write one small object, so that wrong credentials are known before hours of work."""
+    """Write one small object, then remove it, so that wrong credentials are known before hours of work."""
     from olmoe_parrots import remote
 
-    remote.exists(remote.join(output, MANIFEST))
+    address = remote.join(output, ".writable")
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe")
         probe.write_bytes(b"\n")
-        remote.upload(probe, remote.join(output, ".writable"), sha256_of(probe))
+        remote.upload(probe, address, sha256_of(probe))
+    remote.remove(address)
 
 
 def _refuse_other_dataset(work: Path, output: str) -> None:

@@ -74,14 +74,16 @@ def mixture_rows(manifest: Manifest, split: str) -> list[SourceRow]:
 
 
 def mixture_warnings(manifest: Manifest) -> list[str]:
-    """A line for each source that is off by more than 1% of what was asked and by more than one mean document."""
+    """A line for each source that is off by more than 1% of what was asked and by more than a mean document; held-out
+    tokens, which are whole sequences, by more than a sequence."""
     lines = []
     for split in SPLITS:
         total = manifest.totals(split)[0]
+        sequence = sequence_length_of(manifest) if split == "validation" else 0
         for row in mixture_rows(manifest, split):
             difference = row.difference(total)
             asked = row.asked_share * total if row.asked_share is not None else row.asked_tokens
-            if difference is None or asked is None or abs(difference) <= max(0.01 * asked, row.mean_length):
+            if difference is None or asked is None or abs(difference) <= max(0.01 * asked, row.mean_length, sequence):
                 continue
             what = f"{row.tokens:,} tokens, a share of {row.share:.2%}"
             wanted = f"{row.asked_tokens:,} tokens" if row.asked_share is None else f"a share of {row.asked_share:.2%}"

@@ -142,6 +142,13 @@ def upload(local: Path, path: str, sha256: str) -> bool:
     return True
 
 
+def remove(path: str) -> None:
+    """Remove an object; nothing happens where there is none."""
+    bucket, key = _split(path)
+    with _told(path):
+        _client().delete_object(Bucket=bucket, Key=key)
+
+
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = str(path).removeprefix(SCHEME).partition("/")
     if not is_remote(path) or not bucket:
