@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
@@ -134,6 +134,24 @@ class Section:
             if not isinstance(value, str) or not value:
                 raise InputError(self.where, f"{key}: {_shown(value)} is not a string", "give a list of strings")
         return tuple(values)
+
+    def integers(self, key: str, default: tuple[int, ...], least: int) -> tuple[int, ...]:
+        """One whole number or a list of them, each of at least `least`; not empty, none twice."""
+        return self._list(key, default, lambda entry: Section(entry, self.where).integer(key, None, least))
+
+    def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """One number above 0 or a list of them; not empty, none twice."""
+        return self._list(key, default, lambda entry: Section(entry, self.where).number(key, None))
+
+    def _list(self, key: str, default: tuple[Any, ...], read: Callable[[dict[str, Any]], Any]) -> tuple[Any, ...]:
+        given = self.values.get(key)
+        if given is None:
+            return default
+        values = given if isinstance(given, list) else [given]
+        found = tuple(read({key: value}) for value in values)
+        if not found or None in found or len(set(found)) < len(found):
+            self.refuse(key, given, "give one or more values, each once")
+        return found
 
     def choice(self, key: str, choices: tuple[Any, ...], default: str) -> Any:
         """One of `choices`, which are strings."""
