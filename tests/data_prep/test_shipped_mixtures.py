@@ -74,6 +74,7 @@ def test_a_grid_config_trains_on_it(built: Path, tmp_path: Path) -> None:
         "precision": "fp32",
         "max_duration": 20,
         "scheduler.t_warmup": 4,
+        "console_log_interval": 1,
         "eval_interval": 1000,
         "save_interval": 1000,
         "save_interval_unsharded": "null",
