@@ -6,14 +6,18 @@ Our own fields are marked so; every other keeps the meaning that OLMo or OLMoE g
 import warnings
 from dataclasses import dataclass, field
 from glob import glob
+from typing import Any
 
-from olmo.config import EvaluatorType, StrEnum
+from olmo.config import EvaluatorConfig as OLMoEvaluatorConfig
 from olmo.config import ModelConfig as OLMoModelConfig
+from olmo.config import StrEnum
 from olmo.config import TrainConfig as OLMoTrainConfig
 from olmo.config import WandbConfig as OLMoWandbConfig
 from omegaconf import OmegaConf
 
 from . import remote
+from .errors import InputError
+from .shards import MANIFEST, Manifest
 
 OLMOE_MLP_IMPLEMENTATIONS = ("sparse", "grouped")
 """OLMoE's own values of ``moe_mlp_impl``: two MegaBlocks kernels for one and the same function."""
@@ -81,6 +85,24 @@ class ModelConfig(OLMoModelConfig):
         return "auto" if self.moe_mlp_impl == "sparse" else self.moe_mlp_impl
 
 
+class EvaluatorType(StrEnum):
+    """OLMo's evaluator types and our ``synthetic``."""
+
+    downstream = "downstream"
+    lm = "lm"
+    synthetic = "synthetic"
+
+
+@dataclass
+class EvaluatorConfig(OLMoEvaluatorConfig):
+    """OLMo's, with one more type. ``synthetic`` decodes the test queries of a synthetic task and scores them."""
+
+    type: EvaluatorType = EvaluatorType.lm  # type: ignore[assignment]
+
+    folder: str | None = None
+    """Ours: the dataset folder that holds the queries, for ``synthetic``; ``data_folder`` when unset."""
+
+
 @dataclass
 class WandbConfig(OLMoWandbConfig):
     """OLMo's, without its default of AI2's own wandb entity."""
@@ -95,9 +117,10 @@ class TrainConfig(OLMoTrainConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     wandb: WandbConfig | None = None
+    evaluators: list[EvaluatorConfig] = field(default_factory=list)  # type: ignore[assignment]
 
     data_folder: str | None = None
-    """Ours: a folder written by ``data_prep``, on disk or S3. The shipped configs derive every data path from it."""
+    """Ours: a dataset folder, on disk or S3. The shipped configs derive every data path from it."""
 
     verify_data: str = "auto"
     """Ours: what is compared with the data's manifest before training. ``hashes``: every byte. ``sizes``: the sizes of
@@ -108,7 +131,10 @@ class TrainConfig(OLMoTrainConfig):
 
     @classmethod
     def _register_resolvers(cls, validate_paths: bool = True) -> None:
-        """OLMo's, but for ``path.glob`` (olmo/config.py:70), which looks on the disk alone: this one takes S3 too."""
+        """OLMo's, but for ``path.glob`` (olmo/config.py:70), which looks on the disk alone: this one takes S3 too.
+
+        Ours is ``manifest``: ``${manifest:FOLDER,tokenizer.vocabulary_size}`` is that value of the folder's manifest.
+        """
         super()._register_resolvers(validate_paths)
 
         def path_glob(*patterns: str) -> list[str]:
@@ -121,11 +147,28 @@ class TrainConfig(OLMoTrainConfig):
             return found
 
         OmegaConf.register_new_resolver("path.glob", path_glob, replace=True)
+        OmegaConf.register_new_resolver("manifest", manifest_value, replace=True)
 
     @property
     def has_tasks(self) -> bool:
         """Whether any evaluator is a task of OLMo's harness, which needs the tokenizer."""
         return any(evaluator.type == EvaluatorType.downstream for evaluator in self.evaluators)
+
+
+def manifest_value(folder: str | None, key: str) -> Any:
+    """What the manifest of a dataset folder says under ``key``, dotted when nested.
+
+    :raises InputError: where there is no manifest, or nothing under that key.
+    """
+    if folder is None:
+        raise InputError("option data_folder", "it names no folder", "give one with --data_folder=DIR")
+    value: Any = Manifest.load(folder)
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+    if value is None:
+        remedy = "name a folder that python -m olmoe_parrots.synthetic made, with --data_folder=DIR"
+        raise InputError(remote.join(folder, MANIFEST), f"it has no {key}, which the config asks for", remedy)
+    return value
 
 
 def load_train_config(path: str, overrides: list[str] | None = None, validate_paths: bool = True) -> TrainConfig:

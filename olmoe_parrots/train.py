@@ -131,12 +131,14 @@ def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTraine
     from olmo.optim import build_optimizer, build_scheduler
 
     from .distributed import wrap
+    from .evaluation.synthetic import build_synthetic_evaluators
     from .metrics import MetricsFile, peak_flops
     from .model import build_model
     from .trainer import ParrotsTrainer
 
     train_loader = build_train_dataloader(cfg)
     evaluators = _build_evaluators(cfg, device)
+    synthetic_evaluators = build_synthetic_evaluators(cfg)
     model = build_model(cfg.model, init_params=False)
     if is_first_rank():
         log.info("%s: %s parameters on %s, %d rank(s)", cfg.run_name, f"{model.num_params():,}", device, world_size())
@@ -158,6 +160,7 @@ def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTraine
         train_loader=train_loader,
         device=device,
         evaluators=evaluators,
+        synthetic_evaluators=synthetic_evaluators,
         metrics_file=MetricsFile(Path(cfg.save_folder) / "metrics.jsonl") if is_first_rank() else None,
         flops_available=cfg.flops_available or peak,
     )
@@ -168,6 +171,7 @@ def _build_evaluators(cfg: "TrainConfig", device: "torch.device") -> list[Any]:
     from olmo.eval import build_evaluator
     from olmo.tokenizer import Tokenizer
 
+    from .config import EvaluatorType
     from .remote import local_copy
 
     tokenizer: Any = None
@@ -175,7 +179,8 @@ def _build_evaluators(cfg: "TrainConfig", device: "torch.device") -> list[Any]:
         with local_copy(cfg.tokenizer.identifier) as identifier:
             local = dataclasses.replace(cfg, tokenizer=dataclasses.replace(cfg.tokenizer, identifier=identifier))
             tokenizer = Tokenizer.from_train_config(local)
-    return [build_evaluator(cfg, evaluator, tokenizer, device) for evaluator in cfg.evaluators]
+    of_olmo = [evaluator for evaluator in cfg.evaluators if evaluator.type != EvaluatorType.synthetic]
+    return [build_evaluator(cfg, evaluator, tokenizer, device) for evaluator in of_olmo]
 
 
 def _restore(trainer: "ParrotsTrainer", cfg: "TrainConfig", resume_from: "Checkpoint | None") -> None:

@@ -5,7 +5,7 @@ Nothing of OLMo's loop is rewritten: each method below adds to the one it overri
 
 import random
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from olmo.train import Trainer
 from torch import Tensor
 
 from .config import BlockType, TrainConfig
+from .evaluation.synthetic import SyntheticEvaluator
 from .metrics import MetricsFile, Progress, routing_row
 from .model import ModelOutput, ParrotsOLMo
 from .moe.losses import load_balancing_loss, router_z_loss
@@ -56,6 +57,9 @@ class ParrotsTrainer(Trainer):
     metrics_file: MetricsFile | None = None
     progress: Progress | None = None
     flops_available: float | None = None
+    synthetic_evaluators: list[SyntheticEvaluator] = field(default_factory=list)
+    _learned_labels: Tensor | None = None
+    _measurements: list[dict[str, Any]] = field(default_factory=list)
     _routing: list[RoutingStatistics] | None = None
     _step_routing: StepRouting | None = None
     _global_counts_LE: Tensor | None = None
@@ -128,7 +132,7 @@ class ParrotsTrainer(Trainer):
         with self._autocast():
             return super().model_forward(*args, **kwargs)
 
-    # Auxiliary losses.
+    # Losses: of the learned labels, and auxiliary.
 
     def train_step(self, batch: dict[str, Any], reduce_global_loss: bool = True) -> dict[str, float]:
         """OLMo's, and the auxiliary losses and routing of the step, over all ranks whenever the loss is."""
@@ -149,6 +153,12 @@ class ParrotsTrainer(Trainer):
         return metrics
 
     def train_batch(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """OLMo's, which divides losses by a rank's tokens (olmo/train.py:757): with label masks by its learned labels,
+        as many as the ranks have on average, so that the mean over the ranks is the mean over all learned labels."""
+        self._learned_labels = None
+        if "label_mask" in batch:
+            learned = (self.get_labels(batch) != -100).sum().float()
+            self._learned_labels = (self._over_ranks(learned) / get_world_size()).clamp_min(1 / get_world_size())
         self._global_counts_LE = None
         if self.is_moe and self.cfg.model.moe_lbl_global_batch:
             micro_batches = self.split_batch(batch)
@@ -171,10 +181,11 @@ class ParrotsTrainer(Trainer):
                 counts.append(_counts(self._take_routing()))
             return self._over_ranks(torch.stack(counts).sum(dim=0))
 
-    def _over_ranks(self, counts_LE: Tensor) -> Tensor:
+    def _over_ranks(self, counts: Tensor) -> Tensor:
+        """The sum of counts over the ranks, in place."""
         if get_world_size() > 1:
-            dist.all_reduce(counts_LE)
-        return counts_LE
+            dist.all_reduce(counts)
+        return counts
 
     def _take_routing(self) -> list[RoutingStatistics]:
         routing, self._routing = self._routing, None
@@ -186,7 +197,8 @@ class ParrotsTrainer(Trainer):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """OLMo's loss, plus the weighted auxiliary losses in proportion to the micro-batch's share of the tokens."""
         share = micro_batch["input_ids"].numel() / batch_size_in_tokens
-        loss, ce_loss, z_loss = super().train_micro_batch(micro_batch, batch_size_in_tokens)
+        divisor: Any = batch_size_in_tokens if self._learned_labels is None else self._learned_labels
+        loss, ce_loss, z_loss = super().train_micro_batch(micro_batch, divisor)
         if not self.is_moe:
             return loss, ce_loss, z_loss
         routing = self._take_routing()
@@ -208,6 +220,27 @@ class ParrotsTrainer(Trainer):
             total.z_loss += part.z_loss
             total.tokens_per_expert_LE += part.tokens_per_expert_LE
 
+    # Synthetic tasks.
+
+    def eval(self) -> dict[str, Any]:
+        """OLMo's evaluators, then those of synthetic tasks, as rows of their own in ``metrics.jsonl``."""
+        metrics = super().eval()  # leaves the model in eval mode
+        for evaluator in self.synthetic_evaluators:
+            with (
+                torch.autocast("cuda", enabled=self.device.type == "cuda", dtype=self.cfg.autocast_precision),
+                self._autocast(),
+                # compiled blocks would be compiled anew for each length that the cache grows to
+                torch.compiler.set_stance("force_eager"),
+            ):
+                measured = evaluator.measure(self.dist_model, self.device)
+            self._routing = None
+            self._measurements = [{"task": evaluator.task.name, **asdict(one)} for one in measured]
+            values = {f"eval/{evaluator.label}/{one.metric}": one.value for one in measured}
+            self.log_metrics_to_console(evaluator.label, values)
+            self._measurements = []
+            metrics.update(values)
+        return metrics
+
     # What a run says of itself.
 
     def log_metrics_to_console(self, prefix: str, metrics: dict[str, float]) -> None:
@@ -227,6 +260,8 @@ class ParrotsTrainer(Trainer):
         elif any(key.startswith("eval/") for key in row):
             shown = ", ".join(f"{key.removeprefix('eval/')} {value:.4f}" for key, value in row.items())
             self.progress.say(f"evaluation at step {self.global_step}: {shown}")
+            if self._measurements:
+                row["measurements"] = self._measurements  # type: ignore[assignment]
         else:
             return
         self.metrics_file.write({"step": self.global_step, "tokens": self.global_train_tokens_seen, **row})
