@@ -34,6 +34,8 @@ def check_data(cfg: Any, path: str, world_size: int) -> None:
     for evaluator in cfg.evaluators:
         if str(evaluator.type) == "lm":
             _check_held_out(cfg, evaluator, path, world_size)
+        elif str(evaluator.type) == "synthetic":
+            _check_queries(cfg, evaluator, path)
     if cfg.has_tasks:
         _check_tokenizer(cfg.tokenizer.identifier, path)
         _check_tasks([e.label for e in cfg.evaluators if str(e.type) == "downstream"], path)
@@ -76,6 +78,29 @@ def _check_held_out(cfg: Any, evaluator: Any, path: str, world_size: int) -> Non
             f"its {sequences} sequences of {cfg.model.max_sequence_length} tokens are fewer than {world_size} ranks"
         )
         raise InputError(where, problem, "hold out more text, or set evaluators=[]")
+
+
+def _check_queries(cfg: Any, evaluator: Any, path: str) -> None:
+    """Whether a synthetic task's queries and answers are what the model can read and write."""
+    from .synthetic.build import load_task
+    from .synthetic.task import EOS, PAD
+
+    where = f"{path}, evaluator {evaluator.label}"
+    if (folder := evaluator.folder or cfg.data_folder) is None:
+        raise InputError(where, "it names no folder", "give one with --data_folder=DIR, or set evaluators=[]")
+    task, queries = load_task(folder)
+    length = queries.prompts_QT.shape[1] + task.answer_length
+    if length > cfg.model.max_sequence_length:
+        problem = f"its queries and answers take {length} tokens, the model's sequences {cfg.model.max_sequence_length}"
+        raise InputError(where, problem, f"set model.max_sequence_length to {task.row_length}")
+    wanted = {"vocab_size": len(task.vocabulary.words), "eos_token_id": EOS, "pad_token_id": PAD}
+    for option, value in wanted.items():
+        if getattr(cfg.model, option) != value:
+            problem = f"the {option} of the task is {value} and the model's is {getattr(cfg.model, option)}"
+            raise InputError(where, problem, f"set the model's to {value}, or name a folder of the same task")
+    batch_size = evaluator.device_eval_batch_size or cfg.device_eval_batch_size
+    if batch_size < 1:
+        raise refuse(path, "device_eval_batch_size", batch_size, "it must be at least 1", "correct it")
 
 
 def _check_tokenizer(identifier: str, path: str) -> None:

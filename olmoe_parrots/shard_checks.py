@@ -69,8 +69,8 @@ def check_training_shards(
             checked nor counted.
         vocab_size, eos_token_id, pad_token_id: the model's; each must equal the tokenizer's.
         dtype: the config's data type of the files, such as "uint16".
-        sequence_length: in tokens.
-        label_mask_paths: one for each of `paths`, or none.
+        sequence_length: in tokens; of a synthetic task, the length of its rows.
+        label_mask_paths: one for each of `paths`, or none. Training files that have masks must be given them.
         verification: "sizes" compares the sizes of files with their manifest; "hashes" also reads every byte and
             compares SHA-256 sums; "auto" does so on disk, and on S3 compares the sums that were stored on upload.
 
@@ -86,12 +86,15 @@ def check_training_shards(
         what = f"there are {len(masks)} label masks for {len(named)} token files"
         raise InputError("data.label_mask_paths", what, "name one for each token file, in the same order")
     folders, shards, expected = _locate(named, masks, wanted, dtype)
+    masked = [shard.path for shard in shards if shard.label_mask and shard.split == "train"]
+    if masked and not masks:
+        what = f"it names none and {masked[0]} has a label mask, without which every token would be learned"
+        raise InputError("data.label_mask_paths", what, "name the masks in the order of the token files")
     for folder in folders:
+        _check_rows(folder, sequence_length)
         _check_complete(folder)
         expected.append(_Expected(remote.join(folder.root, TOKENIZER), None, folder.manifest.tokenizer.sha256))
     _compare(expected, verification)
-    if not masks and any(shard.label_mask for shard in shards):
-        log.warning("the data has label masks and data.label_mask_paths names none: every token is learned")
     return _count_sequences(named, shards, sequence_length)
 
 
@@ -172,6 +175,15 @@ def _check_fit(path: str, manifest: Manifest, wanted: dict[str, int], dtype: str
         if found != value:
             what = f"the {name} of its tokenizer {manifest.tokenizer.name} is {found} and the model's is {value}"
             raise InputError(path, what, f"set the model's to {found}, or prepare the data with its tokenizer")
+
+
+def _check_rows(folder: _Folder, sequence_length: int) -> None:
+    """A synthetic task's rows are of one length, and each is a sequence."""
+    mixture = folder.manifest.mixture
+    length = mixture.get("sequence_length") if "task" in mixture else None
+    if length not in (None, sequence_length):
+        what = f"its rows are of {length} tokens and the model's sequences of {sequence_length}"
+        raise InputError(remote.join(folder.root, MANIFEST), what, f"set model.max_sequence_length to {length}")
 
 
 def _check_complete(folder: _Folder) -> None:
