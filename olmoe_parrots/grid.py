@@ -1,5 +1,6 @@
-"""The paper's grid of models as data: `python -m olmoe_parrots.grid` prints it, `--json` lists it, `--write DIR`
-writes one config a model. Each number carries the mark of ``docs/paper.md``: seed, derived or assumed.
+"""The paper's grids of models as data: `python -m olmoe_parrots.grid` prints that of section 5, `--json` lists it,
+`--write DIR` writes one config a model, those of the synthetic tasks (section 4) into DIR/synthetic. Each number
+carries the mark of ``docs/paper.md``: seed, derived or assumed.
 """
 
 import argparse
@@ -26,6 +27,11 @@ WARMUP_SHARE = 0.2  # seed
 LEARNING_RATE = 1.0e-3  # seed
 WEIGHT_DECAY = 0.1  # seed
 
+SYNTHETIC = "synthetic"
+SYNTHETIC_LAYERS = 12  # a second source
+SYNTHETIC_DENSE_WIDTHS = (256, 512, 1024, 2048)  # assumed: twice d=256 and 512, and past ten times the parameters
+SYNTHETIC_MOE_WIDTHS = (256, 512)  # assumed: 512 is the published 42M active
+
 
 @dataclass(frozen=True)
 class Run:
@@ -37,9 +43,16 @@ class Run:
     """0 is dense."""
     hidden_size: int | None = None
     """Intermediate width, d unless told otherwise (seed: d, not 4d)."""
+    gated: bool = False
+    """Gated SiLU in the FFN and the experts, in place of two plain matrices."""
+    top_k: int = TOP_K
+    normalize_expert_weights: bool = False
     layers: int = LAYERS
     head_size: int = HEAD_SIZE
-    sequence_length: int = SEQUENCE_LENGTH
+    vocabulary: int | None = VOCABULARY
+    """None: that of the data."""
+    sequence_length: int | None = SEQUENCE_LENGTH
+    """None: the length of the data's rows, which are of a synthetic task."""
     batch_size: int = BATCH_SIZE
     steps: int = STEPS
     micro_batch: int = 8
@@ -53,23 +66,34 @@ class Run:
     """Labels of OLMo's evaluation harness, run at each evaluation beside validation perplexity."""
     task_batches: int | None = None
     of_paper: bool = True
+    folder: str = ""
+    """Of its config, below that of all configs."""
 
-    def shape(self) -> ModelShape:
-        """What the accounting needs."""
+    @property
+    def synthetic(self) -> bool:
+        """Whether it trains on a synthetic task, which decides vocabulary and sequence length."""
+        return self.folder == SYNTHETIC
+
+    def shape(self, vocabulary: int | None = None, sequence_length: int | None = None) -> ModelShape:
+        """What the accounting needs. The arguments are the data's, for a run that leaves them to the data."""
+        vocabulary, sequence_length = self.vocabulary or vocabulary, self.sequence_length or sequence_length
+        assert vocabulary is not None and sequence_length is not None, "the data's"
         return ModelShape(
             d_model=self.width,
             n_layers=self.layers,
             n_heads=self.width // self.head_size,
             hidden_size=self.hidden_size or self.width,
-            vocab_size=VOCABULARY,
-            sequence_length=self.sequence_length,
+            vocab_size=vocabulary,
+            sequence_length=sequence_length,
             num_experts=self.experts,
-            top_k=TOP_K if self.experts else 0,
+            top_k=self.top_k if self.experts else 0,
+            gated=self.gated,
         )
 
     @property
     def tokens(self) -> int:
         """Training tokens."""
+        assert self.sequence_length is not None, "the data's"
         return self.steps * self.batch_size * self.sequence_length
 
 
@@ -109,6 +133,36 @@ def quickstart() -> list[Run]:
         task_batches=25,
     )
     return [moe, replace(moe, name="quickstart_dense", experts=0, hidden_size=TOP_K * moe.width)]
+
+
+def synthetic_run(name: str, width: int, experts: int = 0, **options: Any) -> Run:
+    """A model of section 4: Mistral's shape, or Mixtral's with experts. Further options are those of :class:`Run`."""
+    usual: dict[str, Any] = {
+        "gated": True,
+        "normalize_expert_weights": True,
+        "layers": SYNTHETIC_LAYERS,
+        "vocabulary": None,
+        "sequence_length": None,
+        "batch_size": 512,
+        "steps": 20_000,
+        "micro_batch": 128,
+        "eval_batch": 250,
+        "data_folder": "data/phone_book",
+        "log_every": 50,
+        "eval_every": 2_000,
+        "save_every": 5_000,
+        "folder": SYNTHETIC,
+    }
+    return Run(name, width, experts, **{**usual, **options})
+
+
+def synthetic_grid() -> list[Run]:
+    """The models of section 4, then a small pair for two CPU cores (assumed). Each trains on either task."""
+    runs = [synthetic_run(f"dense_d{width}", width) for width in SYNTHETIC_DENSE_WIDTHS]
+    runs += [synthetic_run(f"moe_d{width}_e{n}", width, n) for width in SYNTHETIC_MOE_WIDTHS for n in EXPERTS]
+    small: dict[str, Any] = {"layers": 2, "head_size": 32, "batch_size": 256, "steps": 2_000, "learning_rate": 3.0e-3}
+    small |= {"micro_batch": 256, "eval_batch": 1_000, "eval_every": 500, "save_every": 1_000, "of_paper": False}
+    return [*runs, synthetic_run("tiny_dense", 64, **small), synthetic_run("tiny_moe", 64, 8, **small)]
 
 
 def rows() -> list[dict[str, Any]]:

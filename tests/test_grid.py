@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from olmoe_parrots.accounting import ModelShape
-from olmoe_parrots.grid import Run, grid, main, quickstart
+from olmoe_parrots.grid import Run, grid, main, quickstart, synthetic_grid, synthetic_run
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = REPOSITORY / "configs"
@@ -39,12 +39,14 @@ def test_the_models_of_the_paper() -> None:
 
 def test_committed_configs_are_what_the_grid_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--write", str(tmp_path / "new" / "folder")]) == 0
-    written = sorted((tmp_path / "new" / "folder").iterdir())
-    assert sorted(capsys.readouterr().out.split()) == [str(path) for path in written]
-    assert [path.name for path in written] == sorted(path.name for path in CONFIGS.glob("*.y*ml"))
-    assert {path.stem for path in written} == {run.name for run in RUNS}
+    root = tmp_path / "new" / "folder"
+    written = sorted(path.relative_to(root) for path in root.rglob("*.y*ml"))
+    assert sorted(capsys.readouterr().out.split()) == [str(root / path) for path in written]
+    assert written == sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.y*ml"))
+    runs = [*RUNS, *synthetic_grid()]
+    assert set(written) == {Path(run.folder, f"{run.name}.yaml") for run in runs}
     for path in written:
-        assert path.read_bytes() == (CONFIGS / path.name).read_bytes(), path.name
+        assert (root / path).read_bytes() == (CONFIGS / path).read_bytes(), path
 
 
 def test_json() -> None:
@@ -146,3 +148,64 @@ def test_quickstart_twins_differ_in_their_experts_alone() -> None:
     assert ours == twin
     differing = {key for key in model if model[key] != twin_model.get(key)}
     assert {key for key in differing if not key.startswith("moe_")} == {"block_type", "mlp_hidden_size"}
+
+
+# The synthetic tasks.
+
+
+def test_the_models_of_the_synthetic_tasks() -> None:
+    points = [(run.width, run.experts) for run in synthetic_grid() if run.of_paper]
+    assert len(points) == len(set(points)) == 12
+    assert {width for width, experts in points if not experts} == {256, 512, 1024, 2048}
+    assert {point for point in points if point[1]} == {(d, e) for d in (256, 512) for e in (8, 16, 32, 64)}
+
+
+@pytest.mark.parametrize("run", synthetic_grid(), ids=lambda run: run.name)
+def test_a_config_of_the_synthetic_tasks(run: Run) -> None:
+    config = yaml.safe_load((CONFIGS / "synthetic" / f"{run.name}.yaml").read_text(encoding="utf-8"))
+    model = config["model"]
+    assert (model["d_model"], model["activation_type"], model["layer_norm_type"]) == (run.width, "swiglu", "rms")
+    assert model["mlp_hidden_size"] == 2 * run.width, "two halves of the intermediate dimension d"
+    assert model["rope"] and model["weight_tying"] and not model["include_bias"]
+    if run.of_paper:
+        assert (model["n_layers"], model["n_heads"] * 64) == (12, run.width)
+    if run.experts:
+        assert (model["block_type"], model["moe_num_experts"]) == ("moe", run.experts)
+        assert (model["moe_top_k"], model["moe_normalize_expert_weights"]) == (2, True)
+    scheduler = config["scheduler"]
+    assert scheduler["t_warmup"] * 5 == config["max_duration"] == config["save_interval_unsharded"]
+    assert config["evaluators"] == [{"label": "${manifest:${data_folder},mixture.task}", "type": "synthetic"}]
+
+
+@pytest.mark.parametrize("gated, published", [(False, 41.5), (True, 47.8)])
+def test_the_published_42_million_active_parameters(gated: bool, published: float) -> None:
+    """Of L=12, d=512, top-2, norms and router left out: they fit two plain matrices and 32,000 tokens."""
+    d, layers, vocabulary, matrices = 512, 12, 32_000, 3 if gated else 2
+    by_hand = layers * (4 + 2 * matrices) * d**2 + vocabulary * d
+    run = synthetic_run("moe_d512_e16", d, 16, gated=gated, vocabulary=vocabulary, sequence_length=280)
+    small = (2 * layers + 1) * d + layers * d * 16
+    assert run.shape().active_params() - small == by_hand
+    assert int(by_hand / 1e5) / 10 == published
+
+
+def test_shape_of_a_loaded_config_of_the_synthetic_tasks(tmp_path: Path) -> None:
+    """The counts in its header, and those of the model for its task."""
+    pytest.importorskip("olmo")
+    from synthetic_data import TASKS, make_data
+
+    from olmoe_parrots.config import load_train_config
+
+    for name, task in TASKS.items():
+        folder = make_data(tmp_path / name, name, test_size=8)
+        for run in synthetic_grid():
+            path = CONFIGS / "synthetic" / f"{run.name}.yaml"
+            shape = ModelShape.from_config(load_train_config(str(path), [f"data_folder={folder}"]).model)
+            words = len(task.vocabulary.words)
+            planned = run.shape(words, task.row_length)
+            for count in ("total_params", "active_params", "flops_per_token", "checkpoint_bytes"):
+                assert getattr(shape, count)() == getattr(planned, count)()
+            counts = path.read_text(encoding="utf-8").splitlines()[2].removeprefix("# ").replace(",", "").split()
+            total, active, each = int(counts[0]), int(counts[2]), int(counts[5])
+            assert shape.total_params() == total + each * words
+            assert shape.active_params() == active + each * words
+            assert shape.non_embedding_params() == total

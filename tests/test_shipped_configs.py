@@ -1,25 +1,27 @@
 """Every shipped config trains a step: its own widths, experts and options, cut down to a layer and short sequences."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPOSITORY, free_port, write_shards
+from synthetic_data import TASKS, make_data
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+SYNTHETIC = sorted((REPOSITORY / "configs" / "synthetic").glob("*.yaml"))
 SMALLER = [
     "model.n_layers=1",
-    "model.max_sequence_length=16",
     "global_train_batch_size=2",
     "device_train_microbatch_size=1",
     "max_duration=1",
     "console_log_interval=1",
     "save_interval_unsharded=null",
     "save_num_checkpoints_to_keep=0",
-    "evaluators=[]",
     "precision=fp32",
 ]
 
@@ -29,10 +31,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each config trained by the command with the same overrides, in one process."""
     root = tmp_path_factory.mktemp("shipped")
     shards = write_shards(root / "data", vocabulary=32_000)
-    overrides = [f"--{override}" for override in [*SMALLER, f"data_folder={shards}"]]
-    arguments = [
-        f"{free_port()}:{config} --save_folder={root / config.stem} " + " ".join(overrides) for config in CONFIGS
-    ]
+    text = [f"data_folder={shards}", "model.max_sequence_length=16", "evaluators=[]"]
+    arguments = [_argument(root / config.stem, config, text) for config in CONFIGS]
+    for number, config in enumerate(SYNTHETIC):
+        name = list(TASKS)[number % 2]
+        data = make_data(root / name, name, test_size=8)
+        arguments.append(_argument(root / "synthetic" / config.stem, config, [f"data_folder={data}"]))
     done = subprocess.run(
         [sys.executable, "tests/train_many.py", *arguments],
         cwd=REPOSITORY,
@@ -46,6 +50,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _argument(folder: Path, config: Path, overrides: list[str]) -> str:
+    options = [f"--{override}" for override in [*SMALLER, *overrides, f"save_folder={folder}"]]
+    return " ".join([f"{free_port()}:{config}", *options])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_trains(runs: Path, config: Path) -> None:
@@ -53,3 +62,21 @@ def test_a_shipped_config_trains(runs: Path, config: Path) -> None:
     assert [row["step"] for row in rows] == [1]
     assert 9.0 < rows[0]["train/CrossEntropyLoss"] < 11.5, "near ln 32,000 before anything is learned"
     assert ("train/LoadBalancingLoss" in rows[0]) == config.stem.startswith(("moe", "quickstart_moe"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", SYNTHETIC, ids=lambda path: path.stem)
+def test_a_config_of_the_synthetic_tasks_trains_and_is_evaluated(runs: Path, config: Path) -> None:
+    """Each on one of the two tasks, which decides its vocabulary and the length of its sequences."""
+    name = list(TASKS)[SYNTHETIC.index(config) % 2]
+    folder = runs / "synthetic" / config.stem
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 1]
+    words = len(TASKS[name].vocabulary.words)
+    assert abs(rows[0]["train/CrossEntropyLoss"] - math.log(words)) < 1, "near ln V before anything is learned"
+    assert ("train/LoadBalancingLoss" in rows[0]) == ("moe" in config.stem)
+    assert 0 <= rows[1][f"eval/{name}/" + {"phone_book": "accuracy", "shortest_path": "right"}[name]] <= 1
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["run_name"] == f"{name}_{config.stem}"
+    assert (saved["model"]["vocab_size"], saved["model"]["max_sequence_length"]) == (words, TASKS[name].row_length)
+    assert saved["model"]["embedding_size"] == words
