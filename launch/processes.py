@@ -1,0 +1,167 @@
+"""Runs as processes of this machine: started, watched, stopped, and what their folders say of them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.jobs import Job
+from olmoe_parrots.checkpoint import checkpoints_in, latest_checkpoint
+from olmoe_parrots.errors import InputError
+
+LOG, STATE = "log.txt", "process.json"
+_SETTLING = 10.0
+"""Seconds in which the processes of a killed launcher are gone, and those that are asked to stop have stopped."""
+
+
+class Lock:
+    """The right to start runs of a sweep: held by one launcher and by every run that it started."""
+
+    def __init__(self, output: Path) -> None:
+        """Take it. Raises InputError where another launcher, or a run that outlived one, has it."""
+        output.mkdir(parents=True, exist_ok=True)
+        self.file = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + _SETTLING
+        while not _try_lock(self.file):
+            if time.monotonic() > deadline:
+                os.close(self.file)
+                remedy = "wait for it, or end it; see `python -m launch status`"
+                raise InputError(output, "another launcher, or a run of one, is at work there", remedy)
+            time.sleep(0.1)
+
+    def release(self) -> None:
+        os.close(self.file)
+
+
+def is_locked(output: Path) -> bool:
+    """Whether a launcher or a run is at work in a sweep's folder."""
+    try:
+        file = os.open(output / ".lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(file)
+    finally:
+        os.close(file)
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@dataclass
+class Running:
+    """A run that was started."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    started: float
+    """In seconds since 1970."""
+
+    def stop(self, number: int) -> None:
+        """Send a signal to the run and whatever it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def finish(self) -> int:
+        """Note how the run, which has ended, did so; returns its exit code, negative for a signal."""
+        code = self.process.wait()
+        seconds = round(time.time() - self.started, 1)
+        _note(self.job.folder, {"exit_code": code, "seconds": seconds})
+        return code
+
+
+def start(job: Job, lock: Lock) -> Running:
+    """Start a run, from its last whole checkpoint where it has one, in a process group of its own.
+
+    One core each (OMP_NUM_THREADS=1). What it prints is appended to its folder's log.
+    """
+    _prepare_folder(job.folder)
+    job.write_config()
+    training = [str(job.config_path), "--try_load_latest_save=true"]
+    data = job.data_command()[3:]
+    command = [sys.executable, "-m", "launch.child", str(os.getpid()), *training, "--", *data]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with (job.folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[lock.file],
+        )
+    _note(job.folder, {"pid": process.pid})
+    return Running(job, process, time.time())
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Make the folder; one whose checkpoints are all half-written is emptied but for its log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for partial in folder.glob("step*-tmp"):
+        shutil.rmtree(partial, ignore_errors=True)
+    if latest_checkpoint(folder) is None:
+        for checkpoint in checkpoints_in(folder):
+            shutil.rmtree(checkpoint.path)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a finished run needs no more: its checkpoints and the order of its data."""
+    for checkpoint in checkpoints_in(folder):
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+    for name in ("latest", "latest-unsharded"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "train_data", ignore_errors=True)
+
+
+def stop_all(running: list[Running]) -> None:
+    """End runs, kindly at first; returns when all are gone."""
+    for one in running:
+        one.stop(signal.SIGTERM)
+    deadline = time.monotonic() + _SETTLING
+    for one in running:
+        try:
+            one.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.stop(signal.SIGKILL)
+        one.finish()
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """What was last noted of a run's process: `pid` while it runs, `exit_code` and `seconds` after; {} for none."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _note(folder: Path, state: dict[str, Any]) -> None:
+    scratch = folder / f".{STATE}"
+    scratch.write_text(json.dumps(state) + "\n", encoding="utf-8")
+    os.replace(scratch, folder / STATE)
+
+
+def last_lines(folder: Path, count: int = 8) -> list[str]:
+    """The last lines of a run's log that say something."""
+    try:
+        text = (folder / LOG).read_bytes()[-20_000:].decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]
