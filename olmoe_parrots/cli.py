@@ -12,6 +12,9 @@ COMMANDS = {
     "verify": "data_prep.verify",
     "show": "data_prep.show",
     "synthetic": "olmoe_parrots.synthetic",
+    "launch": "launch",
+    "figures": "olmoe_parrots.figures",
+    "analysis": "olmoe_parrots.analysis",
 }
 
 
