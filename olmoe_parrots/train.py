@@ -39,6 +39,23 @@ def main(argv: list[str] | None = None) -> int:
     return _run(cfg, resume_from)
 
 
+def preload() -> None:
+    """Import all that :func:`main` imports as it goes, which takes longer than a small model's training.
+
+    For a process that forks others, each of which calls :func:`main`: they start within a second. No device is touched.
+    """
+    import olmo.data
+    import olmo.eval
+    import olmo.optim
+    import olmo.tokenizer
+    import torch._dynamo  # which OLMo's optimizers import at their first step
+    import wandb
+
+    from . import distributed, loader, olmo_compat, provenance, trainer
+
+    _ = olmo, torch, wandb, distributed, loader, olmo_compat, provenance, trainer
+
+
 def world_size() -> int:
     """Ranks of this run, as torchrun says; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -127,16 +144,16 @@ def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", dev
 
 def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTrainer":
     import torch
-    from olmo.data import build_train_dataloader
     from olmo.optim import build_optimizer, build_scheduler
 
     from .distributed import wrap
     from .evaluation.synthetic import build_synthetic_evaluators
+    from .loader import build_train_loader
     from .metrics import MetricsFile, peak_flops
     from .model import build_model
     from .trainer import ParrotsTrainer
 
-    train_loader = build_train_dataloader(cfg)
+    train_loader = build_train_loader(cfg)
     evaluators = _build_evaluators(cfg, device)
     synthetic_evaluators = build_synthetic_evaluators(cfg)
     model = build_model(cfg.model, init_params=False)
