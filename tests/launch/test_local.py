@@ -119,11 +119,11 @@ def test_a_killed_sweep_goes_on_to_the_results_of_an_undisturbed_one(tmp_path: P
 
 
 def test_failed_runs_are_shown_and_the_others_finish(tmp_path: Path) -> None:
-    bad = {**TASK, "label": "bad", "training": {**TASK["training"], "overrides": {"precision": "fp8"}}}
+    bad = {**TASK, "label": "bad", "training": {**TASK["training"], "overrides": {"model.n_kv_heads": 3}}}
     task = {**TASK, "training": {**TASK["training"], "steps": 20}}
     path = write_sweep(tmp_path, models=[{"width": 8, "layers": 1, "heads": 2}], tasks=[bad, task])
     output = _finish(path, code=1)
-    assert "no such precision" in output, "the log's last lines are shown"
+    assert "cannot share that many key-value heads" in output, "the log's last lines are shown"
     assert "1 runs trained, 1 failed" in output
     assert {row.data["name"] for row in read_rows(tmp_path / "output" / "results.jsonl")} == {"phone_book"}
     assert "1 done, 0 running, 1 failed" in _finish(path, command="status")
