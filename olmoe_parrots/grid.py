@@ -139,7 +139,8 @@ def synthetic_run(name: str, width: int, experts: int = 0, **options: Any) -> Ru
     """A model of section 4: Mistral's shape, or Mixtral's with experts. Further options are those of :class:`Run`."""
     usual: dict[str, Any] = {
         "gated": True,
-        "normalize_expert_weights": True,
+        # the one weight of top-1 would be 1 whatever the router says, and teach it nothing
+        "normalize_expert_weights": options.get("top_k", TOP_K) > 1,
         "layers": SYNTHETIC_LAYERS,
         "vocabulary": None,
         "sequence_length": None,

@@ -177,6 +177,12 @@ def test_a_config_of_the_synthetic_tasks(run: Run) -> None:
     assert config["evaluators"] == [{"label": "${manifest:${data_folder},mixture.task}", "type": "synthetic"}]
 
 
+def test_top_1_keeps_its_routers_weight() -> None:
+    """Divided by itself it would be 1, and the task's loss would have no gradient for the router."""
+    assert not synthetic_run("moe", 64, 8, top_k=1).normalize_expert_weights
+    assert all(synthetic_run("moe", 64, 8, top_k=k).normalize_expert_weights for k in (2, 4, 8))
+
+
 @pytest.mark.parametrize("gated, published", [(False, 41.5), (True, 47.8)])
 def test_the_published_42_million_active_parameters(gated: bool, published: float) -> None:
     """Of L=12, d=512, top-2, norms and router left out: they fit two plain matrices and 32,000 tokens."""
