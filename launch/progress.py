@@ -84,7 +84,7 @@ class Display:
         self.console = Console(stderr=True)
         self._live: Any = None
         self._left: float | None = None
-        self._estimated = 0.0
+        self._drawn = self._estimated = -60.0
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
@@ -107,9 +107,10 @@ class Display:
             print(f"{stamp} {message}", file=sys.stderr, flush=True)
 
     def update(self) -> None:
-        """Draw the table anew, on a terminal."""
-        if self._live is not None:
+        """Draw the table anew, on a terminal, once a second."""
+        if self._live is not None and time.monotonic() - self._drawn >= 1:
             self._live.update(self._table(), refresh=True)
+            self._drawn = time.monotonic()
 
     def _table(self) -> Table:
         from rich.table import Table

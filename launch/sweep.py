@@ -82,6 +82,8 @@ class Training:
     batch_size: int
     epochs: float | None = None
     steps: int | None = None
+    min_steps: int = 1
+    """With `epochs`: no run is shorter, so that a small book is not lost for want of steps."""
     micro_batch: int | None = None
     warmup_share: float = 0.1
     save_every: int = 1000
@@ -145,8 +147,9 @@ class TaskSpec:
         if training.steps is not None:
             steps = training.steps
         else:
-            # an epoch ends with its last whole batch
-            steps = max(1, round((training.epochs or 0) * (size // training.batch_size)))
+            # by examples: OLMo leaves out what does not fill an epoch's last batch, other examples in each epoch
+            by_epochs = round((training.epochs or 0) * size / training.batch_size)
+            steps = max(training.min_steps, by_epochs)
         if model.flops_of is None:
             return steps
         other = Model(

@@ -33,7 +33,11 @@ def test_options_of_a_task_multiply_and_name_it(tmp_path: Path) -> None:
 def test_epochs_and_steps(tmp_path: Path) -> None:
     model = Model(16)
     (task,) = make_sweep(tmp_path).tasks
-    assert task.steps(model, 100) == 300, "three whole batches of 32 an epoch"
+    assert task.steps(model, 160) == 500
+    assert task.steps(model, 100) * 32 == pytest.approx(100 * 100, rel=0.01), "each example is seen 100 times"
+    training = {"epochs": 100, "batch_size": 32, "min_steps": 400}
+    (task,) = make_sweep(tmp_path, tasks=with_task(SEARCHED, training=training)).tasks
+    assert (task.steps(model, 100), task.steps(model, 160)) == (400, 500)
     (task,) = make_sweep(tmp_path, FIXED).tasks
     assert task.steps(model, 500) == 40
 
