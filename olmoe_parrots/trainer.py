@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import wandb
-from olmo.torch_util import get_global_rank, get_world_size, move_to_device
+from olmo.torch_util import get_global_rank, get_world_size, move_to_device, synchronize_flag
 from olmo.train import Trainer
 from torch import Tensor
 
 from .config import BlockType, TrainConfig
 from .evaluation.synthetic import SyntheticEvaluator
-from .metrics import MetricsFile, Progress, routing_row
+from .metrics import MetricsFile, Progress, read_metrics, routing_row
 from .model import ModelOutput, ParrotsOLMo
 from .moe.losses import load_balancing_loss, router_z_loss
 from .moe.router import RoutingStatistics
@@ -81,9 +81,20 @@ class ParrotsTrainer(Trainer):
         """Train up to ``max_duration`` exactly (OLMo, at olmo/train.py:1103, would go ten steps further)."""
         if self.cfg.stop_at is None:
             self.cfg.stop_at = self.max_steps
-        if self.global_step >= self.cfg.stop_at:
-            return
-        super().fit()
+        if self.global_step < self.cfg.stop_at:
+            super().fit()
+        elif self._evaluation_was_missed():
+            self.eval()
+
+    def _evaluation_was_missed(self) -> bool:
+        """Whether the run that trained so far was killed after its last checkpoint, before it evaluated there."""
+        missed = False
+        if self.metrics_file is not None and (self.evaluators or self.synthetic_evaluators):
+            path = self.metrics_file.path
+            rows = read_metrics(path) if path.is_file() else []
+            here = [key for row in rows if row.get("step") == self.global_step for key in row]
+            missed = not any(key.startswith("eval/") for key in here)
+        return synchronize_flag(missed, self.device)
 
     def close(self, exit_code: int = 0) -> None:
         if self.progress is not None:
