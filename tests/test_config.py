@@ -13,6 +13,7 @@ import wandb
 from olmo.config import ModelConfig as OLMoModelConfig
 from olmo.exceptions import OLMoConfigurationError
 from omegaconf import OmegaConf
+from synthetic_data import make_data
 from torch import Tensor
 
 from olmoe_parrots.accounting import ModelShape
@@ -39,16 +40,36 @@ def load(path: Path, *overrides: str) -> TrainConfig:
 # Loading and saving.
 
 
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data from whose manifest the configs of the synthetic tasks take what depends on the task."""
+    return make_data(tmp_path_factory.mktemp("data") / "book", "phone_book", size=16, test_size=8)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
-def test_shipped_configs_load_and_come_back_equal(path: Path, tmp_path: Path) -> None:
-    cfg = load(path)
+def test_shipped_configs_load_and_come_back_equal(path: Path, book: Path, tmp_path: Path) -> None:
+    data = f"data_folder={book}"
+    cfg = load(path, data)
     assert isinstance(cfg, TrainConfig) and isinstance(cfg.model, ModelConfig)
     assert isinstance(cfg.model.block_type, BlockType)
     cfg.save(tmp_path / "saved.yaml")
     again = load(tmp_path / "saved.yaml")
     assert again == cfg
     assert type(again.model) is ModelConfig
-    assert again != load(path, "model.n_layers=7")
+    assert again != load(path, data, "model.n_layers=7")
+
+
+def test_values_of_a_manifest(book: Path) -> None:
+    manifest = json.loads((book / "manifest.json").read_text())
+    path = REPOSITORY / "configs" / "synthetic" / "moe_d512_e8.yaml"
+    cfg = load(path, f"data_folder={book}")
+    assert cfg.model.max_sequence_length == manifest["mixture"]["sequence_length"] == 9
+    assert cfg.model.vocab_size == cfg.model.embedding_size == manifest["tokenizer"]["vocabulary_size"] == 39
+    assert (cfg.model.eos_token_id, cfg.model.pad_token_id) == (1, 0)
+    assert cfg.data.label_mask_paths == [str(book / "train" / "phone_book-00000.label_mask")]
+    assert [(evaluator.label, str(evaluator.type)) for evaluator in cfg.evaluators] == [("phone_book", "synthetic")]
+    larger = load(path, f"data_folder={book}", "model.embedding_size=64")
+    assert (larger.model.vocab_size, larger.model.embedding_size) == (39, 64)
 
 
 def test_overrides() -> None:
