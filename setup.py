@@ -14,6 +14,7 @@ CORE = [
     "torchmetrics>=1.4",
     "scikit-learn>=1.4",
     "numpy>=1.26",
+    "scipy>=1.11",
     "omegaconf>=2.3",
     "boto3>=1.28",
     "wandb>=0.17",

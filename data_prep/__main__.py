@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from olmoe_parrots.errors import InputError, report_and_exit
+from olmoe_parrots.errors import ArgumentParser, InputError, report_and_exit
 
 if TYPE_CHECKING:
     from data_prep.mixture import Decontamination, Mixture
@@ -24,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     from data_prep.mixture import shipped_mixtures
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m data_prep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -53,13 +54,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    value = float(text)
-    if value != int(value):
-        raise ValueError(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.5
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(value)
 
 
 def _check(options: argparse.Namespace) -> None:
+    if not options.output or options.local == "":
+        raise InputError("--local" if options.output else "--output", "it is empty", "name a folder")
     share = options.validation_share
     if share is not None and not 0 <= share < 1:
         raise InputError("--validation-share", f"{share} is not a share", "give a number from 0 to below 1")
@@ -81,8 +87,9 @@ def read_mixture(options: argparse.Namespace) -> Mixture:
     _check(options)
     if Path(options.mixture).is_dir():
         mixture = folder_mixture(Path(options.mixture))
-        remedy = "leave it out, or write a mixture file with shares"
-        for name in ("tokens", "validation_sequences"):
+        _refuse_inside(options)
+        remedy = "leave it out, or write a mixture file"
+        for name in ("tokens", "validation_sequences", "local"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')}", "a folder is taken whole", remedy)
     else:
@@ -100,6 +107,16 @@ def read_mixture(options: argparse.Namespace) -> Mixture:
     if options.sequence_length is not None:
         validation = replace(validation, sequence_length=options.sequence_length)
     return replace(mixture, validation=validation, decontamination=_decontamination(options, mixture))
+
+
+def _refuse_inside(options: argparse.Namespace) -> None:
+    for name in ("output", "work"):
+        value = getattr(options, name)
+        if value is None or re.match("[a-z0-9]+://", str(value)):
+            continue
+        if Path(value).resolve().is_relative_to(Path(options.mixture).resolve()):
+            what = f"{value} lies inside the source folder, so its files would be read as documents"
+            raise InputError(f"--{name}", what, "choose a folder outside it")
 
 
 def _decontamination(options: argparse.Namespace, mixture: Mixture) -> Decontamination:
@@ -122,22 +139,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from data_prep.prepare import prepare
     from data_prep.remote_output import sent_to
 
-    with sent_to(options.output, options.work) as output:
-        manifest = prepare(
-            mixture,
-            output,
-            local=options.local,
-            test_items=options.test_items,
-            eos=options.eos,
-            pad=options.pad,
-            processes=options.processes,
-        )
+    try:
+        with sent_to(options.output, options.work) as output:
+            manifest = prepare(
+                mixture,
+                output,
+                local=options.local,
+                test_items=options.test_items,
+                eos=options.eos,
+                pad=options.pad,
+                processes=options.processes,
+            )
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
+        raise
     _tell(manifest, options.output)
     return 0
 
 
 def _tell(manifest: Manifest, output: str) -> None:
     from data_prep.documents import Skipped
+    from data_prep.statistics import mixture_warnings
     from data_prep.verify import show_table
 
     for line in Skipped(manifest.mixture["left_out"]).lines():
@@ -147,6 +169,8 @@ def _tell(manifest: Manifest, output: str) -> None:
             f"warning: {source}: {count} documents are longer than a shard and have one of their own", file=sys.stderr
         )
     show_table(manifest, f"dataset in {output}")
+    for line in mixture_warnings(manifest):
+        print(f"warning: {line}", file=sys.stderr)
     if not manifest.totals("validation")[1]:
         print("warning: no document was held out for validation", file=sys.stderr)
 
@@ -154,4 +178,5 @@ def _tell(manifest: Manifest, output: str) -> None:
 if __name__ == "__main__":
     # transformers only converts a tokenizer here; without this it would import torch, in every process.
     os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     report_and_exit(main)

@@ -19,6 +19,7 @@ from data_prep.reader import LeftOut, Slice, SourceReader, save_unit
 from data_prep.sources import Unit
 from data_prep.tokenization import TokenFile
 from data_prep.workers import Workers
+from olmoe_parrots.errors import InputError
 from olmoe_parrots.shards import ShardFile, TokenizerInfo, write_atomically
 
 SEEN = f"{FOLDER}/seen.sqlite"
@@ -92,19 +93,25 @@ class Builder:
         if built is not None:
             return built
         budget = self.budget(source)
-        parts, used = self._parts(source, units, budget)
         finisher = SourceFinisher(self._output, self._scratch, source.name, self._mixture.seed, self._tokenizer)
-        files = finisher.finish(parts, budget)
+        parts, used = self._parts(source, units, budget, finisher)
         left_out = Skipped()
         for slice_ in used:
             left_out.update(slice_.left_out)
+        if not any(part.documents for part in parts):
+            reasons = f" ({'; '.join(left_out.lines()[:5])})" if left_out.counts else ""
+            remedy = "mend its files, columns, id or template, or take it out of the mixture"
+            raise InputError(source.name, f"no row of it is a document{reasons}", remedy)
+        files = finisher.finish(parts, budget)
         built = BuiltSource(files, len(parts), left_out.as_dict(), sum(s.long_documents for s in used))
         self._remove_parts_from(source, len(parts))
         self._seen.commit()
         self._save(source, built)
         return built
 
-    def _parts(self, source: Source, units: list[Unit], budget: Budget) -> tuple[list[Part], list[Slice]]:
+    def _parts(
+        self, source: Source, units: list[Unit], budget: Budget, finisher: SourceFinisher
+    ) -> tuple[list[Part], list[Slice]]:
         """The parts up to the budget, and the slices they come from."""
         size = int(self._mixture.shard_megabytes * 1e6)
         reader = SourceReader(source, units, self._seen, self._output, self._scratch, size)
@@ -135,7 +142,7 @@ class Builder:
                 if slice_.ends:
                     self._seen.commit()
                     save_unit(self._output, [s for s in used if s.unit == slice_.unit])
-                if budget.is_met(train, candidates):
+                if budget.is_met(train, candidates) and finisher.has_enough(parts, budget):
                     break
             results.close()
         for slice_ in ahead:

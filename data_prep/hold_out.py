@@ -91,6 +91,7 @@ class SourceFinisher:
 
         Raises InputError where the source has fewer tokens than were asked for.
         """
+        self._refuse_shortage(sum(part.train.tokens + part.candidates.tokens for part in parts), budget)
         held_out, returned = self._split_candidates(parts, budget.held_out)
         validation = self._write("validation", 0, held_out, cut_at=budget.held_out)
         train = [part.train for part in parts if part.train.documents]
@@ -101,17 +102,23 @@ class SourceFinisher:
             remedy = "add documents, lower the share that is held out, or take the source out of the mixture"
             raise InputError(self._source, "no document is left for training", remedy)
         passes = None if budget.train is None or budget.train <= once else budget.train / once
+        self._refuse_shortage(once, budget)
         if budget.train is not None:
-            self._refuse_shortage(once, budget)
             train = self._fill(train, budget.train, number + 1)
         self._remove_others(train + validation)
         return SourceFiles(train, validation, passes)
 
+    def has_enough(self, parts: Sequence[Part], budget: Budget) -> bool:
+        """Whether the parts fill the budget when whole documents are held out of them, the last of which is cut."""
+        if budget.train is None or not budget.held_out:
+            return True
+        held_out, _ = self._split_candidates(parts, budget.held_out)
+        used = sum(span.end - span.start for span in held_out)
+        return sum(part.train.tokens + part.candidates.tokens for part in parts) - used >= budget.train
+
     def _refuse_shortage(self, once: int, budget: Budget) -> None:
-        assert budget.train is not None
-        needed = -(-budget.train // once)
-        # A budget can be missed by the length of the last document, which no further pass would mend.
-        if needed > budget.epochs and budget.train > budget.epochs * once * 1.001:
+        if budget.train is not None and budget.train > budget.epochs * once:
+            needed = -(-budget.train // max(once, 1))
             what = f"{budget.epochs} epochs of its {once:,} tokens are fewer than the {budget.train:,} asked for"
             remedy = f"bring more files, lower its share or --tokens, or allow it epochs: {needed}"
             raise InputError(self._source, what.replace("1 epochs of its", "its"), remedy)
@@ -128,7 +135,7 @@ class SourceFinisher:
             total += span.end - span.start
         if total < needed:
             what = f"its documents that may be held out have {total:,} tokens of the {needed:,} asked for"
-            remedy = "ask for fewer validation sequences, more tokens, or another seed"
+            remedy = "ask for fewer validation sequences, or another seed"
             raise InputError(self._source, what, remedy)
         return spans, []
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,11 @@ def prepare(
     Raises InputError for unusable input, a folder of other settings, another run in it, or a full disk.
     """
     with _locked(output) as scratch, _told_when_full(output), Workers(processes) as workers:
+        units = {s.name: find_units(s, local, mixture.seed, output) for s in mixture.sources}
         if not (output / MANIFEST).exists():
             workers.start()
-        tokenizer = write_tokenizer(mixture.tokenizer, scratch / TOKENIZER, eos=eos, pad=pad)
         index = _contamination_index(mixture, scratch, test_items)
-        units = {s.name: find_units(s, local, mixture.seed, output) for s in mixture.sources}
+        tokenizer = write_tokenizer(mixture.tokenizer, scratch / TOKENIZER, eos=eos, pad=pad)
         settings = _settings(mixture, _inputs(units, output, scratch), tokenizer, index)
         manifest = _refuse_other_settings(output, settings)
         if manifest is not None and _is_whole(output, manifest):
@@ -160,7 +161,7 @@ def _settings(mixture: Mixture, inputs: dict[str, Any], tokenizer: TokenizerInfo
 
 def _refuse_other_settings(output: Path, settings: dict[str, Any]) -> Manifest | None:
     """The manifest of a finished dataset of the same settings; InputError if the folder is of other ones."""
-    manifest = Manifest.load(output) if (output / MANIFEST).exists() else None
+    manifest = _load_manifest(output)
     if manifest is not None:
         earlier = manifest.mixture
     else:
@@ -177,9 +178,20 @@ def _refuse_other_settings(output: Path, settings: dict[str, Any]) -> Manifest |
     elif different:
         told = ", ".join(f"{key} {there.get(key)} there and {here[key]} here" for key in different[:5])
         more = f" and {len(different) - 5} more" if len(different) > 5 else ""
-        remedy = "choose another --output, or remove the folder"
+        unfinished = ", which is unfinished" if manifest is None else ""
+        remedy = f"choose another --output, or remove this folder{unfinished}"
         raise InputError(output, f"it was begun from other inputs or settings ({told}{more})", remedy)
     return manifest
+
+
+def _load_manifest(output: Path) -> Manifest | None:
+    if not (output / MANIFEST).exists():
+        return None
+    try:
+        return Manifest.load(output)
+    except InputError as error:
+        remedy = "remove this file and run again: what is sound in the folder is kept"
+        raise InputError(error.where, error.what, remedy) from None
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -194,11 +206,17 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _is_whole(output: Path, manifest: Manifest) -> bool:
+    """Whether every file that the manifest lists has the content that it says; read by threads."""
+    expected = {TOKENIZER: manifest.tokenizer.sha256}
+    for file in manifest.files:
+        expected[file.path] = file.sha256
+        if file.boundaries is not None:
+            expected[file.boundaries] = str(file.boundaries_sha256)
+    expected |= {report.path: report.sha256 for report in manifest.reports}
     try:
-        sizes = all((output / file.path).stat().st_size == file.bytes for file in manifest.files)
-        boundaries = all((output / file.boundaries).is_file() for file in manifest.files if file.boundaries)
-        reports = all((output / report.path).stat().st_size == report.bytes for report in manifest.reports)
-        return sizes and boundaries and reports and sha256_of(output / TOKENIZER) == manifest.tokenizer.sha256
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = threads.map(lambda name: sha256_of(output / name), expected)
+            return all(digest == wanted for digest, wanted in zip(found, expected.values(), strict=True))
     except OSError:
         return False
 

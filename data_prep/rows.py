@@ -194,11 +194,11 @@ def _arrow_rows(
 
 
 def _present(found: list[str], name: str, columns: tuple[str, ...], needed: tuple[str, ...]) -> list[str] | None:
-    missing = [column for column in needed if column not in found]
+    missing = [column for column in dict.fromkeys((*needed, *columns)) if column not in found]
     if missing:
         what = f"it has no column {', '.join(missing)}, only {', '.join(found)}"
-        raise InputError(name, what, "bring the dataset's own file, or choose another template")
-    return [column for column in columns if column in found] if columns else None
+        raise InputError(name, what, "bring the dataset's own file, or correct the source's columns or template")
+    return list(columns) if columns else None
 
 
 def _numbered(batches: Iterable[Any], count: Count) -> Iterator[tuple[int, Row]]:

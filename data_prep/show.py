@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from olmoe_parrots import remote
-from olmoe_parrots.errors import InputError, report_and_exit
+from olmoe_parrots.errors import ArgumentParser, InputError, report_and_exit
 from olmoe_parrots.shards import DTYPES, REBUILD, SPLITS, TOKENIZER, Manifest, ShardFile, sha256_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Piece:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m data_prep.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

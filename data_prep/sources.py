@@ -242,6 +242,8 @@ def _dataset_document(unit: Unit, source: Source, number: int, row: Row) -> Docu
     identifier = f"{unit.source}/{unit.name}:{number}"
     if source.id_column is not None:
         own = row.get(source.id_column)
+        if own is not None and not isinstance(own, str | int):
+            raise TemplateError(f"{source.id_column} is neither text nor a whole number")
         if own is None or own == "":
             raise TemplateError(f"no {source.id_column}")
         identifier = f"{unit.source}/{own}"

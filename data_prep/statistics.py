@@ -44,10 +44,10 @@ class SourceRow:
         return self.tokens / max(self.documents, 1)
 
     def difference(self, split_tokens: int) -> float | None:
-        """Tokens too many (or too few, below 0) for the share that was asked, or else for the tokens."""
-        if self.asked_share is not None:
-            return self.tokens - self.asked_share * split_tokens
-        return None if self.asked_tokens is None else float(self.tokens - self.asked_tokens)
+        """Tokens too many (or too few, below 0) for the tokens that were asked, or else for the share."""
+        if self.asked_tokens is not None:
+            return float(self.tokens - self.asked_tokens)
+        return None if self.asked_share is None else self.tokens - self.asked_share * split_tokens
 
 
 def mixture_rows(manifest: Manifest, split: str) -> list[SourceRow]:
@@ -82,7 +82,7 @@ def mixture_warnings(manifest: Manifest) -> list[str]:
         sequence = sequence_length_of(manifest) if split == "validation" else 0
         for row in mixture_rows(manifest, split):
             difference = row.difference(total)
-            asked = row.asked_share * total if row.asked_share is not None else row.asked_tokens
+            asked = row.asked_tokens if row.asked_tokens is not None else (row.asked_share or 0.0) * total
             if difference is None or asked is None or abs(difference) <= max(0.01 * asked, row.mean_length, sequence):
                 continue
             what = f"{row.tokens:,} tokens, a share of {row.share:.2%}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from olmoe_parrots.errors import report_and_exit
+from olmoe_parrots.errors import ArgumentParser, report_and_exit
 from olmoe_parrots.shards import SPLITS, Manifest
 
 COLUMNS = ("tokens", "documents", "share", "mean length", "asked tokens", "asked share", "difference", "epochs")
@@ -64,7 +63,7 @@ def _cells(row: object, split_tokens: int) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0 for a sound dataset and 2 for one with problems, each told on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.verify", description=__doc__)
+    parser = ArgumentParser(prog="python -m data_prep.verify", description=__doc__)
     parser.add_argument("directory", metavar="DIR", help="a dataset folder, the one with manifest.json, or s3://...")
     parser.add_argument("--sizes", action="store_true", help="read no token file: compare sizes only")
     options = parser.parse_args(arguments)

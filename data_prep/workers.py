@@ -56,11 +56,18 @@ class Workers:
         """Begin to start the processes, so that they are there when the first job is."""
         if self._pool is None and self._processes > 1:
             self._pool = worker_pool(self._processes)
-            for _ in range(self._processes):
-                self._pool.submit(os.getpid)
+            self._starting = threading.Thread(target=self._start_all)
+            self._starting.start()
+
+    def _start_all(self) -> None:
+        # Not in the main thread: interrupted there, it would leave a process behind that finds its parent gone.
+        assert self._pool is not None
+        for _ in range(self._processes):
+            self._pool.submit(os.getpid)
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
+            self._starting.join()
             self._pool.shutdown(cancel_futures=True)
 
     def map(
@@ -77,6 +84,7 @@ class Workers:
             return
         self.start()
         assert self._pool is not None
+        self._starting.join()
         waiting: deque[tuple[Key, Future[Result]]] = deque()
         try:
             for key, job in jobs:

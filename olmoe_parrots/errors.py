@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 a failed run (the traceback is kept), 2 bad input, 130 
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +30,15 @@ class InputError(Exception):
 
     def __str__(self) -> str:
         return " ".join(f"{self.where}: {self.what}; {self.remedy}".split())
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with one line for each error, as for all bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error on standard error and leave with exit code 2."""
+        print(f"error: {self.prog}: {message}; see --help", file=sys.stderr)
+        sys.exit(2)
 
 
 def report_and_exit(main: Callable[[], int | None]) -> NoReturn:

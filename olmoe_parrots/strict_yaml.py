@@ -108,6 +108,9 @@ class Section:
 
     def integer(self, key: str, default: int | None, least: int) -> int | None:
         """A whole number of at least `least`."""
+        given = self.values.get(key)
+        if isinstance(given, float) and given.is_integer():  # 6.5e10 is a whole number too
+            self.values[key] = int(given)
         value: int | None = self._get(key, (int,), "a whole number", default)
         if value is not None and value < least:
             self.refuse(key, value, f"give a whole number of at least {least}")

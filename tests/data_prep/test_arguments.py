@@ -61,3 +61,38 @@ def test_help_is_quick() -> None:
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "dolma", "transformers", "tokenizers", "nltk", "rich"} & set(loaded)
     assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("where", [".", "a/out", "out"])
+def test_an_output_inside_the_source_is_refused(tmp_path: Path, where: str) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "a.txt").write_text("abc")
+    with pytest.raises(InputError, match="inside the source folder"):
+        main([str(tmp_path / "in"), "--output", str(tmp_path / "in" / where)])
+    assert [path.name for path in (tmp_path / "in").rglob("*")] == ["a", "a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tokns", "3"], "--tokns"),
+        (["--tokens", "abc"], "'abc' is not a whole number"),
+        (["--tokens", "1.5"], "'1.5' is not a whole number"),
+        (["--processes", "x"], "--processes"),
+    ],
+)
+def test_misspelt_options_are_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["quickstart", "--output", "out", *options])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("error: ") and said in line
+
+
+def test_a_source_without_a_document_says_why(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "rows.jsonl").write_text('{"text": null}\n{"txt": "a"}\n{broken\n')
+    options = ["--output", str(tmp_path / "out"), "--processes", "1"]
+    with pytest.raises(InputError, match=r"no row of it is a document \(rows.jsonl: left out 1 x invalid JSON, 2 x no"):
+        main([str(tmp_path / "in"), *options])

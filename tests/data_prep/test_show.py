@@ -71,13 +71,14 @@ def test_statistics_by_source(dataset: Path, capsys: pytest.CaptureFixture) -> N
     assert rows[0][1:] == ["6", "30", "5.83", "20.0%", "6", "13", "13", "13", "13"]
     assert rows[1][1:3] + rows[1][5:] == ["6", "10", "26", "41", "41", "41", "41"]
     assert "wiki" not in _shown(dataset, capsys, "--source", "web", "--sequences", "0")
-    assert "validation, sequences of 2,048" in _shown(dataset, capsys, "--split", "validation", "--sequences", "0")
+    shown = _shown(dataset, capsys, "--split", "validation", "--sequences", "0")
+    assert "validation, sequences of 2,048" in " ".join(shown.split())
 
 
 def test_the_length_is_the_mixtures(dataset: Path, capsys: pytest.CaptureFixture) -> None:
     mixture = {"mixture": {"validation": {"sequence_length": 48}}}
     edit_manifest(dataset, lambda raw: raw.update(mixture=mixture))
-    assert "sequences of 48 tokens" in _shown(dataset, capsys)
+    assert "sequences of 48 tokens" in " ".join(_shown(dataset, capsys).split())
 
 
 def test_the_preview_is_the_text_with_its_boundaries(dataset: Path, capsys: pytest.CaptureFixture) -> None:
