@@ -17,7 +17,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -m olmoe_parrots.quickstart $(if $(STEPS),--steps $(STEPS))
 
 test: $(INSTALLED) $(MEGABLOCKS)
-	$(PYTEST) -n 2 --dist loadfile
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow"

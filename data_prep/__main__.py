@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -139,20 +140,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from data_prep.prepare import prepare
     from data_prep.remote_output import sent_to
 
-    try:
-        with sent_to(options.output, options.work) as output:
-            manifest = prepare(
-                mixture,
-                output,
-                local=options.local,
-                test_items=options.test_items,
-                eos=options.eos,
-                pad=options.pad,
-                processes=options.processes,
-            )
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on where it was", file=sys.stderr)
-        raise
+    with sent_to(options.output, options.work) as output:
+        manifest = prepare(
+            mixture,
+            output,
+            local=options.local,
+            test_items=options.test_items,
+            eos=options.eos,
+            pad=options.pad,
+            processes=options.processes,
+        )
     _tell(manifest, options.output)
     return 0
 
@@ -175,7 +172,17 @@ def _tell(manifest: Manifest, output: str) -> None:
         print("warning: no document was held out for validation", file=sys.stderr)
 
 
+def _leave_at_once(*_: object) -> None:
+    """End on an interruption as on a kill, which loses nothing; an exception could be lost in an import, or a race."""
+    from data_prep.workers import end_all
+
+    end_all()
+    os.write(2, b"\ninterrupted: the same command goes on where it was\n")
+    os._exit(130)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _leave_at_once)
     # transformers only converts a tokenizer here; without this it would import torch, in every process.
     os.environ.setdefault("USE_TORCH", "0")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

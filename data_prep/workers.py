@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from typing import TypeVar
 
 from olmoe_parrots.errors import InputError
@@ -28,6 +29,16 @@ def worker_pool(processes: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_prep.preloaded"])
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+
+
+def end_all() -> None:
+    """Kill the worker processes and the one they are forked from, so that none of them is left to complain."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)  # type: ignore[attr-defined]
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _start_worker() -> None:

@@ -207,7 +207,8 @@ def test_a_dataset_on_s3_passes_every_check(
     _put(s3, dataset, address)
     assert Manifest.load(address) == Manifest.load(dataset)
     assert find_manifest(f"{address}/train/web-00000.npy") == (address, Manifest.load(dataset))
-    local = check_training_shards(sorted((dataset / "train").glob("*.npy")), **CONFIG)
+    here = {suffix: sorted((dataset / "train").glob(f"*.{suffix}")) for suffix in ("npy", "mask")}
+    local = check_training_shards(here["npy"], **CONFIG, label_mask_paths=here["mask"])
     masks = remote.find(f"{address}/train/*.mask")
     for verification in ("auto", "sizes", "hashes"):
         options = CONFIG | {"label_mask_paths": masks, "verification": verification}
@@ -217,8 +218,8 @@ def test_a_dataset_on_s3_passes_every_check(
     capsys.readouterr()
     arguments = ["--length", "32", "--seed", "3"]
     assert show([address, *arguments]) == show([str(dataset), *arguments]) == 0
-    there, here = capsys.readouterr().out.split(f"{dataset}: train")
-    assert there.split("\n", 1)[1].strip() == here.split("\n", 1)[1].strip()
+    shown = capsys.readouterr().out.split(f"{dataset}: train")
+    assert shown[0].split("\n", 1)[1].strip() == shown[1].split("\n", 1)[1].strip()
 
 
 def _flip(root: Path) -> str:
@@ -253,13 +254,16 @@ def test_damage_on_s3_is_refused(
     else:
         _put(s3, dataset, address)
     assert any(f"{address}/{name}" in problem for problem in verify(address))
+    # a deleted shard has no mask to name
+    masks = [f"{path.removesuffix('.npy')}.mask" for path in _shards(address)]
+    options = CONFIG | {"label_mask_paths": masks}
     assert f"{address}/{name}" in _line(
-        lambda: check_training_shards(_shards(address), **CONFIG, verification="hashes")
+        lambda: check_training_shards(_shards(address), **options, verification="hashes")
     )
     if damage is _flip and not with_sums:  # neither its size nor a stored sum tells
-        assert check_training_shards(_shards(address), **CONFIG) > 0
+        assert check_training_shards(_shards(address), **options) > 0
     else:
-        assert f"{address}/{name}" in _line(lambda: check_training_shards(_shards(address), **CONFIG))
+        assert f"{address}/{name}" in _line(lambda: check_training_shards(_shards(address), **options))
 
 
 def _config(folder: str, tmp_path: Path, name: str) -> Path:

@@ -130,7 +130,8 @@ def test_failed_runs_are_shown_and_the_others_finish(tmp_path: Path) -> None:
 
 
 def test_an_interruption_ends_every_run(tmp_path: Path) -> None:
-    path = write_sweep(tmp_path, TINY)
+    long = {**TASK, "training": {**TASK["training"], "steps": 20_000}}
+    path = write_sweep(tmp_path, {**TINY, "tasks": [long]})
     process = _start(path, "--processes", "2")
     jobs = _jobs(path)
     _wait(lambda: all("pid" in last_state(job.folder) for job in jobs))
