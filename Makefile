@@ -24,7 +24,7 @@ test-fast: $(INSTALLED)
 
 # The core without dolma, hence with current transformers, in an environment of its own.
 test-core: $(VENV)-core/.installed
-	$(VENV)-core/bin/python -m pytest $(CORE_TESTS)
+	$(VENV)-core/bin/python -m pytest -n 2 --dist loadfile $(CORE_TESTS)
 
 $(VENV)-core/.installed: setup.py constraints-core.txt
 	test -x $(VENV)-core/bin/python || $(PYTHON) -m venv $(VENV)-core
