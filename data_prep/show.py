@@ -83,7 +83,7 @@ def show_statistics(root: str, files: list[ShardFile], length: int) -> None:
         except (OSError, ValueError) as error:
             where = remote.join(root, file.boundaries or file.path)
             raise InputError(where, f"it cannot be read ({error})", f"copy it anew, or {REBUILD}") from None
-    table = Table(title=f"{root}: {files[0].split}, sequences of {length:,} tokens", title_justify="left")
+    table = Table()
     table.add_column("source", overflow="fold")
     quantiles = ["median" if q == 0.5 else "longest" if q == 1 else f"{q:.0%}" for q in QUANTILES]
     headings = ["sequences", "documents", "per sequence", "cut", "tokens lost", *quantiles]
@@ -95,6 +95,7 @@ def show_statistics(root: str, files: list[ShardFile], length: int) -> None:
         table.add_row(source, *cells, *(f"{packing.quantile(q):,}" for q in QUANTILES))
     table.caption = "cut: documents that a sequence ends within; lost: tokens behind a file's last whole sequence"
     width = None if sys.stdout.isatty() else 160
+    print(f"{root}: {files[0].split}, sequences of {length:,} tokens")
     Console(markup=False, highlight=False, width=width).print(table)
 
 

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, forkserver
+from multiprocessing import forkserver
 from typing import TypeVar
 
+from olmoe_parrots.child_processes import end_with_parent
 from olmoe_parrots.errors import InputError
 
 Key = TypeVar("Key")
@@ -43,14 +44,7 @@ def end_all() -> None:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    end_with_parent()
 
 
 class Workers:

@@ -1,32 +1,46 @@
-"""One run's process: makes the data set where it is missing, then trains.
-
-`python -m launch.child PARENT CONFIG [--key=value ...] -- SYNTHETIC ARGUMENTS`. It ends with the process PARENT that
-started it, also when that was killed and could not say so.
-"""
+"""One run's process: makes the data set where it is missing, then trains."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
-import runpy
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from olmoe_parrots.child_processes import end_with_parent
 from olmoe_parrots.errors import report_and_exit
 
-_PR_SET_PDEATHSIG = 1
+
+def run(training: list[str], data: list[str], log: Path, lock: object) -> None:
+    """Run both commands in this process, which then ends with the exit code of the last.
+
+    Args:
+        training: arguments of `python -m olmoe_parrots.train`.
+        data: arguments of `python -m olmoe_parrots.synthetic`.
+        log: the file that what they print is appended to.
+        lock: held for as long as this process lives.
+    """
+    os.setsid()
+    end_with_parent()
+    _print_to(log)
+    report_and_exit(lambda: make_data([*data, "--processes=1"]) or _train(training))
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone (Linux; elsewhere a killed launcher leaves it)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before the kernel knew
-        os._exit(1)
+def _train(arguments: list[str]) -> int:
+    from olmoe_parrots import train
+
+    sys.argv = ["train", *arguments]  # what the run's provenance names
+    return train.main(arguments)
+
+
+def _print_to(log: Path) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
 
 
 @contextlib.contextmanager
@@ -45,19 +59,3 @@ def make_data(arguments: list[str]) -> int:
     output = Path(arguments[arguments.index("--output") + 1])
     with held(output.parent / "locks" / output.name):
         return main(arguments)
-
-
-def main() -> int:
-    """Run both commands; the second one leaves the process with its own exit code."""
-    split = sys.argv.index("--")
-    parent, training, data = int(sys.argv[1]), sys.argv[2:split], sys.argv[split + 1 :]
-    end_with_parent(parent)
-    if code := make_data([*data, "--processes=1"]):
-        return code
-    sys.argv = ["train", *training]
-    runpy.run_module("olmoe_parrots.train", run_name="__main__", alter_sys=True)
-    return 0
-
-
-if __name__ == "__main__":
-    report_and_exit(main)

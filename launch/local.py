@@ -34,7 +34,7 @@ class LocalRunner:
     def run(self) -> int:
         """Run what is missing; returns 0, or 1 if a run failed. Raises InputError, or KeyboardInterrupt on a signal."""
         lock = Lock(self.sweep.output)
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with Display(self) as display:
                 self._take_in(display)
@@ -42,7 +42,8 @@ class LocalRunner:
                 return self._told(display)
         finally:
             stop_all(self.running)
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             lock.release()
 
     def _take_in(self, display: Display) -> None:
@@ -63,7 +64,7 @@ class LocalRunner:
                 wanted = self.wanted()
             display.update()
             time.sleep(_POLL)
-            ended = [one for one in self.running if one.process.poll() is not None]
+            ended = [one for one in self.running if one.has_ended()]
             for one in ended:
                 self._end(one, display)
             if ended:

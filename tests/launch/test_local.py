@@ -31,7 +31,7 @@ TASK: dict[str, Any] = {
     "sizes": 64,
     "seeds": 0,
     "learning_rates": 0.01,
-    "training": {"steps": 150, "batch_size": 32, "save_every": 10, "overrides": {"optimizer.weight_decay": 0.0}},
+    "training": {"steps": 250, "batch_size": 32, "save_every": 25, "overrides": {"optimizer.weight_decay": 0.0}},
 }
 TINY: dict[str, Any] = {"models": [{"width": [8, 16], "layers": 1, "heads": 2}], "tasks": [TASK]}
 
@@ -93,8 +93,12 @@ def test_a_killed_sweep_goes_on_to_the_results_of_an_undisturbed_one(tmp_path: P
     _wait(lambda: _trained(first, 40) or _trained(second, 40))
     begun = first if _trained(first, 40) else second
     run = last_state(begun.folder)["pid"]
+    os.kill(run, signal.SIGSTOP)  # so that it can't end while its status is asked for
+    assert _is_alive(run)
+    assert "1 running" in _finish(killed, command="status")
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    os.kill(run, signal.SIGCONT)
+    process.communicate(timeout=30)
     _wait(lambda: not _is_alive(run), 30)
 
     output = _finish(killed, "--processes", "2")
@@ -125,14 +129,20 @@ def test_failed_runs_are_shown_and_the_others_finish(tmp_path: Path) -> None:
 
 
 def test_an_interruption_ends_every_run(tmp_path: Path) -> None:
-    long = {**TASK, "training": {**TASK["training"], "steps": 1500}}
+    long = {**TASK, "training": {**TASK["training"], "steps": 50_000}}
     path = write_sweep(tmp_path, {**TINY, "tasks": [long]})
     process = _start(path, "--processes", "2")
     jobs = _jobs(path)
-    _wait(lambda: all("pid" in last_state(job.folder) for job in jobs))
-    pids = [last_state(job.folder)["pid"] for job in jobs]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=400)
+    try:
+        _wait(lambda: all("pid" in last_state(job.folder) for job in jobs))
+        pids = [last_state(job.folder)["pid"] for job in jobs]
+        assert "2 running" in _finish(path, command="status")
+        assert "another launcher" in _finish(path, code=2)
+        assert all(_is_alive(pid) for pid in pids)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     _wait(lambda: not any(_is_alive(pid) for pid in pids), 30)
     assert "2 stopped" in _finish(path, command="status")
