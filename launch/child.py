@@ -6,8 +6,11 @@ import contextlib
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 from olmoe_parrots.child_processes import end_with_parent
 from olmoe_parrots.errors import report_and_exit
@@ -25,6 +28,8 @@ def run(training: list[str], data: list[str], log: Path, lock: object) -> None:
     os.setsid()
     end_with_parent()
     _print_to(log)
+    # tqdm's usual lock, shared between processes, is told of as a leak when this one is killed
+    tqdm.set_lock(threading.RLock())
     report_and_exit(lambda: make_data([*data, "--processes=1"]) or _train(training))
 
 

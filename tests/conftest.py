@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from train_server import Run, start_run
 
 if TYPE_CHECKING:
     from s3_server import S3Server
@@ -145,16 +144,10 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def start_train(config: Path, *overrides: str, ranks: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen:
-    """Start the command as a user would: plain python for one rank, torchrun for more."""
-    command = [sys.executable, "-m"]
-    if ranks > 1:
-        command += ["torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}", "-m"]
-    command += ["olmoe_parrots.train", str(config), *overrides]
+def start_train(config: Path, *overrides: str, ranks: int = 1, env: dict[str, str] | None = None) -> Run:
+    """Start the training command, in several processes as torchrun would."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return start_run([str(config), *overrides], ranks, environment, free_port())
 
 
 def train(config: Path, *overrides: str, ranks: int = 1) -> str:

@@ -1,8 +1,6 @@
 """Runs of the training command: exact resumption after a kill, and what a run leaves behind."""
 
 import json
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,7 @@ def test_a_killed_run_resumes_to_the_losses_of_an_undisturbed_one(
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count("CrossEntropy") < 5):
         time.sleep(0.01)
-    subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=False)  # torchrun's ranks
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     output = train(config, "--try_load_latest_save=true", ranks=ranks)
     assert "loading" in output or len(metrics_of(tmp_path / "run")) == 12, output

@@ -140,10 +140,11 @@ def test_an_interruption_ends_every_run(tmp_path: Path) -> None:
         assert "another launcher" in _finish(path, code=2)
         assert all(_is_alive(pid) for pid in pids)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130
+    assert "leaked" not in output and "Traceback" not in output, output
     _wait(lambda: not any(_is_alive(pid) for pid in pids), 30)
     assert "2 stopped" in _finish(path, command="status")
 
