@@ -51,9 +51,14 @@ class Job:
         return self.task.steps(self.model, self.size)
 
     @property
+    def batch_size(self) -> int:
+        """Rows of a step."""
+        return self.task.training.batch(self.size)
+
+    @property
     def tokens(self) -> int:
         """Training tokens, padding and prompts included."""
-        return self.steps * self.task.training.batch_size * self.task.task.row_length
+        return self.steps * self.batch_size * self.task.task.row_length
 
     @cached_property
     def flops(self) -> int:
@@ -90,9 +95,9 @@ class Job:
             top_k=model.top_k,
             layers=model.layers,
             head_size=model.width // model.heads,
-            batch_size=training.batch_size,
+            batch_size=self.batch_size,
             steps=self.steps,
-            micro_batch=training.micro_batch or training.batch_size,
+            micro_batch=training.micro_batch or self.batch_size,
             learning_rate=self.learning_rate,
             data_folder=str(self.data_folder),
             log_every=max(1, self.steps // 100),

@@ -85,11 +85,18 @@ class Training:
     min_steps: int = 1
     """With `epochs`: no run is shorter, so that a small book is not lost for want of steps."""
     micro_batch: int | None = None
+    batch_share: float = 0.0
+    """Of a task's size: the batch where that is larger, so that runs on more examples don't need as many more steps."""
     warmup_share: float = 0.1
     save_every: int = 1000
     keep_checkpoints: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
     """Options of the config, dotted where nested, that replace what the sweep writes."""
+
+    def batch(self, size: int) -> int:
+        """Rows of a step on `size` examples, whole micro-batches of them."""
+        each = self.micro_batch or 1
+        return max(self.batch_size, round(self.batch_share * size / each) * each)
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class TaskSpec:
             steps = training.steps
         else:
             # by examples: OLMo leaves out what does not fill an epoch's last batch, other examples in each epoch
-            by_epochs = round((training.epochs or 0) * size / training.batch_size)
+            by_epochs = round((training.epochs or 0) * size / training.batch(size))
             steps = max(training.min_steps, by_epochs)
         if model.flops_of is None:
             return steps

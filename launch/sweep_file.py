@@ -190,6 +190,7 @@ def _training(section: Section) -> Training:
         steps,
         section.integer("min_steps", Training.min_steps, least=1) or 1,
         micro_batch,
+        section.number("batch_share", Training.batch_share, most=1.0, positive=False),
         section.number("warmup_share", Training.warmup_share, most=1.0, positive=False),
         section.integer("save_every", Training.save_every, least=1) or Training.save_every,
         section.boolean("keep_checkpoints", Training.keep_checkpoints),

@@ -38,6 +38,10 @@ def test_epochs_and_steps(tmp_path: Path) -> None:
     training = {"epochs": 100, "batch_size": 32, "min_steps": 400}
     (task,) = make_sweep(tmp_path, tasks=with_task(SEARCHED, training=training)).tasks
     assert (task.steps(model, 100), task.steps(model, 160)) == (400, 500)
+    training = {"epochs": 100, "batch_size": 32, "batch_share": 0.03, "micro_batch": 8}
+    (task,) = make_sweep(tmp_path, tasks=with_task(SEARCHED, training=training)).tasks
+    assert [task.training.batch(size) for size in (100, 1_000, 6_400, 6_500)] == [32, 32, 192, 192]
+    assert [task.steps(model, size) for size in (1_000, 6_400)] == [3_125, 3_333]
     (task,) = make_sweep(tmp_path, FIXED).tasks
     assert task.steps(model, 500) == 40
 
