@@ -15,6 +15,7 @@ from launch.studies import Results, studies_of
 from launch.sweep import Sweep
 from olmoe_parrots.errors import InputError
 from olmoe_parrots.results import append_rows, read_rows
+from olmoe_parrots.stopping import REQUEUE
 
 _POLL = 0.2
 
@@ -98,6 +99,9 @@ class LocalRunner:
     def _end(self, one: Running, display: Display) -> None:
         code, seconds = one.finish(), round(time.time() - one.started, 1)
         self.running.remove(one)
+        if code == REQUEUE:
+            display.say(f"stopped {one.job.name}, which was asked to; it goes on")
+            return
         problem = f"exit code {code}"
         try:
             if code == 0 and self._take_finished(one.job, seconds):

@@ -13,6 +13,7 @@ from launch.progress import shown_run, shown_time, time_left
 from launch.studies import Results, Study, studies_of
 from launch.sweep import Sweep
 from olmoe_parrots.results import read_rows
+from olmoe_parrots.stopping import REQUEUE
 
 WIDTH = 150
 """Columns of a table that goes into a pipe, which has no width of its own."""
@@ -98,8 +99,8 @@ def states(sweep: Sweep, studies: list[Study], results: Results) -> list[State]:
 
 def _begun(job: Job, locked: bool) -> str:
     state = last_state(job.folder)
-    if state.get("exit_code"):
-        return "failed" if state["exit_code"] > 0 else "stopped"
+    if code := state.get("exit_code"):
+        return "failed" if code > 0 and code != REQUEUE else "stopped"
     return "running" if locked and "pid" in state else "stopped"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import report_and_exit
 from .preflight import check, config_error, read_config_text
+from .stopping import REQUEUE, StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -113,9 +114,9 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
                 log.info("dry run: config, data and model fit together; nothing was trained")
             else:
                 _train(trainer, cfg)
+            return REQUEUE if trainer.stopped_early else 0
     finally:
         dist.destroy_process_group()
-    return 0
 
 
 def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", device: "torch.device") -> None:
@@ -244,11 +245,15 @@ def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:
                 config=cfg.asdict(exclude=["wandb"]),
             )
     started_at = trainer.global_step
-    trainer.fit()
+    with StopRequest() as trainer.stop_request:
+        trainer.fit()
     if trainer.progress is not None:
         message = f"trained to step {trainer.global_step}: checkpoints and metrics.jsonl are in {folder}"
         if trainer.global_step == started_at:
             message = f"nothing to do: {folder} is trained up to step {started_at}, {trainer.max_steps} were asked for"
+        if trainer.stopped_early:
+            message = f"stopped at step {trainer.global_step} of {trainer.max_steps}, saved in {folder}; "
+            message += "the same command with --try_load_latest_save=true goes on"
         trainer.progress.say(message)
 
 

@@ -4,6 +4,7 @@ Nothing of OLMo's loop is rewritten: each method below adds to the one it overri
 """
 
 import random
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from .metrics import MetricsFile, Progress, read_metrics, routing_row
 from .model import ModelOutput, ParrotsOLMo
 from .moe.losses import load_balancing_loss, router_z_loss
 from .moe.router import RoutingStatistics
+from .stopping import StopRequest
 
 RENAMED = {
     "optim/learning_rate_group0": "optim/learning_rate",
@@ -58,6 +60,10 @@ class ParrotsTrainer(Trainer):
     progress: Progress | None = None
     flops_available: float | None = None
     synthetic_evaluators: list[SyntheticEvaluator] = field(default_factory=list)
+    stop_request: StopRequest | None = None
+    stopped_early: bool = False
+    """Whether training ended on a signal or at the time limit, with a checkpoint to go on from."""
+    _cancel_check_interval: int = 1
     _learned_labels: Tensor | None = None
     _measurements: list[dict[str, Any]] = field(default_factory=list)
     _routing: list[RoutingStatistics] | None = None
@@ -82,9 +88,25 @@ class ParrotsTrainer(Trainer):
         if self.cfg.stop_at is None:
             self.cfg.stop_at = self.max_steps
         if self.global_step < self.cfg.stop_at:
+            # OLMo asks check_if_cancelled at these steps only (olmo/train.py:1244); a signal can't wait for the next
+            self._cancel_check_interval, self.cfg.canceled_check_interval = self.cfg.canceled_check_interval, 1
             super().fit()
         elif self._evaluation_was_missed():
             self.eval()
+
+    def check_if_cancelled(self) -> tuple[bool, int]:
+        """OLMo's at its own interval; at each step, whether a rank was asked to stop: then all stop after this step."""
+        asked = torch.tensor(self.stop_request is not None and self.stop_request.signal is not None, device=self.device)
+        if self._over_ranks(asked.int()).item():
+            self.stopped_early = True
+            return True, 0
+        if self.global_step % self._cancel_check_interval != 0:
+            return False, 0
+        cancelled, extra_steps = super().check_if_cancelled()
+        limit = self.cfg.time_limit
+        at_limit = limit is not None and time.time() - self._start_time >= limit
+        self.stopped_early = cancelled and synchronize_flag(at_limit, self.device)
+        return cancelled, extra_steps
 
     def _evaluation_was_missed(self) -> bool:
         """Whether the run that trained so far was killed after its last checkpoint, before it evaluated there."""
