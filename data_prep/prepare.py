@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from data_prep.tokenization import versions
 from data_prep.tokenizers import write_tokenizer
 from data_prep.workers import Workers
 from olmoe_parrots.errors import InputError
+from olmoe_parrots.processes import held_folder
 from olmoe_parrots.shards import (
     MANIFEST,
     TOKENIZER,
@@ -92,16 +92,7 @@ def _locked(output: Path) -> Iterator[Path]:
     begun = (output / MANIFEST).exists() or (output / SETTINGS).exists()
     if output.is_dir() and not begun and any(entry.name != SCRATCH for entry in output.iterdir()):
         raise InputError(output, "it holds other files and no dataset", "choose another --output or empty it")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = os.open(output, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(output, f"it cannot be made ({error.strerror})", "choose another --output") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(output, "another run is writing there", "wait for it or choose another --output") from None
+    with held_folder(output, output):
         scratch = output / SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
@@ -109,8 +100,6 @@ def _locked(output: Path) -> Iterator[Path]:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager

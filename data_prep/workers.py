@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from typing import TypeVar
 
-from olmoe_parrots.child_processes import end_with_parent
 from olmoe_parrots.errors import InputError
+from olmoe_parrots.processes import end_with_parent
 
 Key = TypeVar("Key")
 Job = TypeVar("Job")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from olmoe_parrots.child_processes import end_with_parent
 from olmoe_parrots.errors import report_and_exit
+from olmoe_parrots.processes import end_with_parent
 
 
 def run(training: list[str], data: list[str], log: Path, lock: object) -> None:

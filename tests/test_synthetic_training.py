@@ -1,9 +1,6 @@
 """Training on synthetic tasks: the loss is the mean over the learned labels, and the tasks are evaluated."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, TINY_MODEL, TINY_MOE, TINY_RUN, free_port, losses_of, metrics_of, train
+from conftest import REPOSITORY, TINY_MODEL, TINY_MOE, TINY_RUN, free_port, losses_of, metrics_of, train, train_many
 from synthetic_data import make_data
 
 pytestmark = pytest.mark.slow
@@ -72,13 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("paths-evaluated", 1, paths, True, DROPOUT, eval_interval=1)
     add("paths-unwatched", 1, paths, True, DROPOUT, evaluators=[])
     for ranks, arguments in configs.items():
-        torchrun = ["torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
-        command = [sys.executable, "-m", *torchrun, "tests/train_many.py", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        train_many(ranks, arguments)
     return root
 
 

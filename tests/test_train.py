@@ -1,9 +1,6 @@
 """The training command: equal losses however the work is cut over ranks, strategies and micro-batches."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +8,13 @@ import pytest
 import torch
 import yaml
 from conftest import (
-    REPOSITORY,
     TINY_MODEL,
     TINY_MOE,
     TINY_RUN,
     free_port,
     losses_of,
     metrics_of,
+    train_many,
     write_shards,
 )
 
@@ -67,13 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path = write_config(root / f"{kind}-{way}.yaml", shards, moe=moe, model=model, **fields)
             configs[ranks].append(f"{free_port()}:{path}")
     for ranks, paths in configs.items():
-        torchrun = ["torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
-        command = [sys.executable, "-m", *torchrun, "tests/train_many.py", *paths]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        train_many(ranks, paths)
     return root
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoe_parrots.errors import InputError
+from olmoe_parrots.processes import held_folder
 from olmoe_parrots.provenance import package_versions
 from olmoe_parrots.shards import (
     MANIFEST,
@@ -162,16 +162,7 @@ def _existing(output: Path, settings: dict[str, Any]) -> Manifest | None:
 def _scratch(output: Path) -> Iterator[Path]:
     """An empty folder beside `output`, held against other runs and removed unless it was renamed."""
     scratch = output.absolute().with_name(f".{output.absolute().name}.partial")
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        lock = os.open(scratch, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(scratch, f"it cannot be made ({error.strerror})", "choose another --output") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(output, "another run is writing there", "wait for it or choose another --output") from None
+    with held_folder(scratch, output) as lock:
         if not scratch.exists() or not os.path.samestat(os.fstat(lock), scratch.stat()):
             raise InputError(output, "another run has just finished it", "give the command again")
         try:
@@ -180,8 +171,6 @@ def _scratch(output: Path) -> Iterator[Path]:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
 def _rename(scratch: Path, output: Path) -> None:
