@@ -1,18 +1,60 @@
 """Checkpoints on disk: which ones a folder holds, which are whole, and what a run may do with the folder.
 
 Writing and reading themselves are OLMo's: ``step{N}`` (sharded, resumable on another number of ranks) and
-``step{N}-unsharded`` (``model.pt``, ``optim.pt``, ``train.pt``), each written beside and renamed into place.
+``step{N}-unsharded`` (``model.pt``, ``optim.pt``, ``train.pt``), each written beside and renamed into place. Before
+it is renamed, :func:`seal` puts the sizes and SHA-256 of its files into its ``manifest.json``.
 """
 
+import json
+import logging
+import os
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
+from .shards import sha256_of
 
 NAME = re.compile(r"step(\d+)(-unsharded)?")
 UNSHARDED_FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml")
 SHARDED_FILES = ("model_and_optim/.metadata", "train/rank0.pt", "config.yaml")
+MANIFEST, FORMAT = "manifest.json", "olmoe_parrots.checkpoint/1"
+DAMAGED = "damaged-"
+"""Before the name of a checkpoint that was set aside."""
+
+log = logging.getLogger(__name__)
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a checkpoint whose files are all there; all of it is on disk when this returns."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        digests = list(pool.map(sha256_of, paths))
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+    text = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    sync(folder)
+
+
+def sync(folder: Path) -> None:
+    """Have the files and folders below `folder` on disk, not in a cache that a power failure empties."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_one(path)
+
+
+def sync_one(path: Path) -> None:
+    """The same for a single file, or for the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -24,13 +66,48 @@ class Checkpoint:
     sharded: bool
 
     def missing_files(self) -> list[str]:
-        """What a whole checkpoint of its kind has and this one lacks."""
+        """What a whole checkpoint of its kind has and this one lacks, its manifest aside."""
         expected = SHARDED_FILES if self.sharded else UNSHARDED_FILES
         return [name for name in expected if not (self.path / name).is_file()]
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it has a manifest. Ours all have; those that OLMo itself wrote have none."""
+        return (self.path / MANIFEST).is_file()
 
-def checkpoint_at(path: Path) -> Checkpoint:
-    """The checkpoint that a ``load_path`` names, following ``latest`` links.
+    def damage(self, *, every_byte: bool = True) -> str | None:
+        """What is wrong with it by its manifest, naming a file; ``None`` for a whole checkpoint.
+
+        :param every_byte: compare contents; otherwise sizes alone.
+        """
+        if missing := self.missing_files():
+            return f"it is not whole: {', '.join(missing)} missing"
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            files: dict[str, dict[str, Any]] = manifest["files"]
+            expected = {name: (int(told["bytes"]), str(told["sha256"])) for name, told in files.items()}
+        except FileNotFoundError:
+            return f"it has no {MANIFEST}"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"its {MANIFEST} is damaged ({error})"
+
+        def wrong(name: str) -> str | None:
+            size, digest = expected[name]
+            path = self.path / name
+            if not path.is_file():
+                return f"it is not whole: {name} missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+            return f"the content of {name} has changed" if every_byte and sha256_of(path) != digest else None
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return next((what for what in pool.map(wrong, expected) if what), None)
+
+
+def checkpoint_at(path: Path, *, every_byte: bool = True) -> Checkpoint:
+    """The checkpoint that a ``load_path`` names, following ``latest`` links, compared with its manifest.
+
+    One that OLMo wrote has no manifest: its files must be there, and a warning says that no more is known.
 
     :raises InputError: when it is not there, is not a checkpoint, or is not whole.
     """
@@ -39,8 +116,15 @@ def checkpoint_at(path: Path) -> Checkpoint:
     if not resolved.is_dir() or match is None:
         raise InputError(path, "this is not a checkpoint folder", "give one named step{N} or step{N}-unsharded")
     checkpoint = Checkpoint(resolved, int(match[1]), sharded=match[2] is None)
-    if missing := checkpoint.missing_files():
-        raise InputError(path, f"the checkpoint is not whole: {', '.join(missing)} missing", "load another checkpoint")
+    if checkpoint.is_sealed:
+        problem = checkpoint.damage(every_byte=every_byte)
+    else:
+        missing = checkpoint.missing_files()
+        problem = f"it is not whole: {', '.join(missing)} missing" if missing else None
+        if not problem:
+            log.warning("%s has no %s: it is loaded without verification", path, MANIFEST)
+    if problem:
+        raise InputError(path, f"the checkpoint is damaged: {problem}", "load another checkpoint")
     return checkpoint
 
 
@@ -53,20 +137,56 @@ def checkpoints_in(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.sharded))
 
 
-def latest_checkpoint(folder: Path, *, sharded_too: bool = True) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or ``None``.
+def latest_checkpoint(
+    folder: Path,
+    *,
+    sharded_too: bool = True,
+    every_byte: bool = True,
+    report: Callable[[str], None] = log.warning,
+) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, or ``None``; each newer one that is damaged is reported.
 
     :param sharded_too: whether the strategy can load sharded checkpoints (FSDP can, DDP cannot).
     """
-    usable = [c for c in checkpoints_in(folder) if not c.missing_files() and (sharded_too or not c.sharded)]
-    return usable[-1] if usable else None
+    for checkpoint in reversed(checkpoints_in(folder)):
+        if checkpoint.sharded and not sharded_too:
+            continue
+        problem = checkpoint.damage(every_byte=every_byte)
+        if problem is None:
+            return checkpoint
+        report(f"{checkpoint.path} is passed over: {problem}")
+    return None
 
 
-def check_save_folder(folder: Path, resume_from: Checkpoint | None, *, overwrite: bool, goes_on: bool = False) -> None:
+def set_aside_later(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after `step`, which a run that goes on from there would collide with; their new places."""
+    moved = []
+    for checkpoint in checkpoints_in(folder):
+        if checkpoint.step > step:
+            place = checkpoint.path.with_name(DAMAGED + checkpoint.path.name)
+            number = 1
+            while place.exists():
+                number += 1
+                place = checkpoint.path.with_name(f"{DAMAGED}{checkpoint.path.name}.{number}")
+            checkpoint.path.rename(place)
+            moved.append(place)
+    return moved
+
+
+def check_save_folder(
+    folder: Path,
+    resume_from: Checkpoint | None,
+    *,
+    overwrite: bool,
+    goes_on: bool = False,
+    sharded_too: bool = True,
+) -> None:
     """Refuse a save folder in which this run would overwrite what another one finished.
 
     :param resume_from: the checkpoint that the run starts from, if any.
-    :param goes_on: whether the run was asked to go on from whatever the folder holds, be it nothing.
+    :param goes_on: whether the run was asked to go on from whatever the folder holds, be it nothing: from the newest
+        whole checkpoint that it can load, so that later ones of that kind are damaged.
+    :param sharded_too: whether the strategy can load sharded checkpoints.
     :raises InputError: when the folder holds a run and this one neither resumes it nor may overwrite it, or resumes
         it from a step that has later checkpoints.
     """
@@ -77,6 +197,8 @@ def check_save_folder(folder: Path, resume_from: Checkpoint | None, *, overwrite
     if resumes:
         assert resume_from is not None
         later = [c.path.name for c in existing if c.step > resume_from.step and not c.missing_files()]
+        if goes_on:
+            later = [] if sharded_too else [name for name in later if not name.endswith("-unsharded")]
         if later:
             what = f"it holds {later[-1]}, later than step {resume_from.step}, which this run would overwrite"
             raise InputError(folder, what, "use another --save_folder, a later --load_path, or --save_overwrite")

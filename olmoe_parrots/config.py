@@ -129,6 +129,22 @@ class TrainConfig(OLMoTrainConfig):
     flops_available: float | None = None
     """Ours: peak FLOP/s of one device in the training precision, for MFU; looked up by device name when unset."""
 
+    keep_checkpoints_every: int | None = None
+    """Ours: checkpoints at multiples of so many steps are kept, besides the last ones."""
+
+    skip_nonfinite_batches: int = 0
+    """Ours: so many batches whose loss or gradient is not finite are skipped; the next one stops the run."""
+
+    step_timeout: float | None = 3600.0
+    """Ours: seconds after which a step, a batch of evaluation or a checkpoint that is not done ends the process, with
+    the stack of every thread on standard error."""
+
+    router_collapse_share: float = 0.9
+    """Ours: a warning when one expert of a layer takes more than this share of the tokens ..."""
+
+    router_collapse_steps: int = 20
+    """Ours: ... at so many logged steps in a row."""
+
     @classmethod
     def _register_resolvers(cls, validate_paths: bool = True) -> None:
         """OLMo's, but for ``path.glob`` (olmo/config.py:70), which looks on the disk alone: this one takes S3 too.

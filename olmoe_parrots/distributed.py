@@ -34,6 +34,15 @@ def start_process_group() -> torch.device:
     return torch.device("cuda", get_local_rank()) if cuda else torch.device("cpu")
 
 
+def agreed(value: Any) -> Any:
+    """The first rank's `value`, on every rank."""
+    if get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
 def wrap(model: ParrotsOLMo, cfg: TrainConfig, device: torch.device) -> nn.Module:
     """Put a model on its device, initialized from ``cfg.seed`` alone, and wrap it for the configured strategy.
 

@@ -32,6 +32,10 @@ class InputError(Exception):
         return " ".join(f"{self.where}: {self.what}; {self.remedy}".split())
 
 
+class RunError(InputError):
+    """A run that can't go on, told in the same line but with exit code 1: what it was given was right."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's, with one line for each error, as for all bad input."""
 
@@ -44,16 +48,16 @@ class ArgumentParser(argparse.ArgumentParser):
 def report_and_exit(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and leave the process with its exit code.
 
-    An InputError becomes one line on standard error and exit code 2, an interruption exit code 130. Any other
-    exception passes through, so Python prints its traceback and exits with 1. Of the processes torchrun started,
-    only the one with RANK 0 prints the line.
+    An InputError becomes one line on standard error and exit code 2 (1 for a RunError), an interruption exit code
+    130. Any other exception passes through, so Python prints its traceback and exits with 1. Of the processes torchrun
+    started, only the one with RANK 0 prints the line.
     """
     try:
         code = main()
     except InputError as error:
         if os.environ.get("RANK", "0") in ("", "0"):
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, RunError) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code or 0)

@@ -113,7 +113,13 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     check_data(cfg, config_path, world_size)
     resume_from = find_resume_point(cfg)
     goes_on = cfg.try_load_latest_save
-    check_save_folder(Path(cfg.save_folder), resume_from, overwrite=cfg.save_overwrite, goes_on=goes_on)
+    check_save_folder(
+        Path(cfg.save_folder),
+        resume_from,
+        overwrite=cfg.save_overwrite,
+        goes_on=goes_on,
+        sharded_too=_loads_sharded(cfg),
+    )
     _check_disk(cfg)
     return resume_from
 
@@ -214,15 +220,23 @@ def _check_strategy(cfg: Any, path: str, world_size: int) -> None:
 
 
 def find_resume_point(cfg: Any) -> Checkpoint | None:
-    """The checkpoint that ``try_load_latest_save`` or ``load_path`` names; a remote ``load_path`` is left to OLMo."""
+    """The checkpoint that ``try_load_latest_save`` or ``load_path`` names; a remote ``load_path`` is left to OLMo.
+
+    The first rank compares every byte with the checkpoint's manifest, the others sizes.
+    """
+    every_byte = os.environ.get("RANK", "0") in ("", "0")
     if cfg.try_load_latest_save:
-        sharded_too = str(cfg.distributed_strategy) == "fsdp"
-        latest = latest_checkpoint(Path(cfg.save_folder), sharded_too=sharded_too)
+        folder = Path(cfg.save_folder)
+        latest = latest_checkpoint(folder, sharded_too=_loads_sharded(cfg), every_byte=every_byte)
         if latest is not None:
             return latest
     if cfg.load_path is None or "://" in cfg.load_path:
         return None
-    return checkpoint_at(Path(cfg.load_path))
+    return checkpoint_at(Path(cfg.load_path), every_byte=every_byte)
+
+
+def _loads_sharded(cfg: Any) -> bool:
+    return str(cfg.distributed_strategy) == "fsdp"
 
 
 def _check_disk(cfg: Any) -> None:

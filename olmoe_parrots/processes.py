@@ -13,11 +13,12 @@ from .errors import InputError
 
 
 @contextlib.contextmanager
-def held_folder(folder: Path, output: Path) -> Iterator[int]:
+def held_folder(folder: Path, output: Path, option: str = "--output") -> Iterator[int]:
     """Make a folder where it is missing and hold it against other runs; yields its descriptor.
 
     Args:
         output: what the user calls it, for messages.
+        option: that names it.
 
     Raises InputError where it cannot be made or another run holds it. The kernel lets go of it when this process ends.
     """
@@ -25,12 +26,14 @@ def held_folder(folder: Path, output: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise InputError(folder, f"it cannot be made ({error.strerror})", "choose another --output") from None
+        raise InputError(folder, f"it cannot be made ({error.strerror})", f"choose another {option}") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(output, "another run is writing there", "wait for it or choose another --output") from None
+            raise InputError(
+                output, "another run is writing there", f"wait for it or choose another {option}"
+            ) from None
         yield lock
     finally:
         os.close(lock)

@@ -4,6 +4,7 @@ The config file is OLMo's, with OLMoE's ``moe_*`` fields; every option can be ov
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -12,8 +13,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint import set_aside_later
 from .errors import report_and_exit
 from .preflight import check, config_error, read_config_text
+from .processes import held_folder
 from .stopping import REQUEUE, StopRequest
 
 if TYPE_CHECKING:
@@ -97,7 +100,7 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
     from olmo.torch_util import seed_all
 
     from . import olmo_compat
-    from .distributed import start_process_group
+    from .distributed import agreed, start_process_group
 
     olmo_compat.apply()
     device = start_process_group()
@@ -105,8 +108,13 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
     cfg.device_train_batch_size = cfg.global_train_batch_size // world_size()
     cfg.device_train_microbatch_size = min(cfg.device_train_microbatch_size, cfg.device_train_batch_size)
     cfg.device_train_grad_accum = cfg.device_train_batch_size // cfg.device_train_microbatch_size
-    _claim_save_folder(cfg, resume_from, device)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
+        resume_from = agreed(resume_from)
+        if is_first_rank() and not cfg.dry_run:
+            folder = Path(cfg.save_folder)
+            stack.enter_context(held_folder(folder, folder, "--save_folder"))
+        _claim_save_folder(cfg, resume_from, device)
         trainer = _build_trainer(cfg, device)
         with trainer:
             _restore(trainer, cfg, resume_from)
@@ -115,8 +123,6 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
             else:
                 _train(trainer, cfg)
             return REQUEUE if trainer.stopped_early else 0
-    finally:
-        dist.destroy_process_group()
 
 
 def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", device: "torch.device") -> None:
@@ -135,6 +141,9 @@ def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", dev
             return
         resumes = resume_from is not None and resume_from.path.parent == folder.resolve()
         suffix = f".step{resume_from.step}" if resume_from is not None and resumes else ""
+        if resume_from is not None and resumes and not cfg.save_overwrite:
+            for place in set_aside_later(folder, resume_from.step):
+                log.warning("a damaged checkpoint was set aside as %s", place)
         cfg.save(folder / f"config{suffix}.yaml")
         record = json.dumps(describe(str(device), world_size()), indent=2)
         (folder / f"provenance{suffix}.json").write_text(record + "\n", encoding="utf-8")

@@ -3,27 +3,31 @@
 Nothing of OLMo's loop is rewritten: each method below adds to the one it overrides.
 """
 
-import random
+import faulthandler
+import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import wandb
 from olmo.torch_util import get_global_rank, get_world_size, move_to_device, synchronize_flag
-from olmo.train import Trainer
 from torch import Tensor
 
 from .config import BlockType, TrainConfig
 from .evaluation.synthetic import SyntheticEvaluator
+from .guards import CollapseWatch, FiniteGuard
 from .metrics import MetricsFile, Progress, read_metrics, routing_row
 from .model import ModelOutput, ParrotsOLMo
 from .moe.losses import load_balancing_loss, router_z_loss
 from .moe.router import RoutingStatistics
+from .saving import SavingTrainer
 from .stopping import StopRequest
+
+log = logging.getLogger("olmoe_parrots")
 
 RENAMED = {
     "optim/learning_rate_group0": "optim/learning_rate",
@@ -51,7 +55,7 @@ class StepRouting:
 
 
 @dataclass
-class ParrotsTrainer(Trainer):
+class ParrotsTrainer(SavingTrainer):
     """``metrics_file`` and ``progress`` are given on rank 0 only."""
 
     cfg: TrainConfig
@@ -74,6 +78,12 @@ class ParrotsTrainer(Trainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.dist_model.register_forward_hook(self._keep_routing)
+        names = {id(parameter): name for name, parameter in self.dist_model.named_parameters()}
+        folder = Path(self.cfg.save_folder)
+        self._finite = FiniteGuard(self.optim, names, folder, self.cfg.skip_nonfinite_batches)
+        self._collapse = CollapseWatch(
+            self.cfg.router_collapse_share, self.cfg.router_collapse_steps, self.cfg.model.moe_top_k
+        )
 
     @property
     def is_moe(self) -> bool:
@@ -90,7 +100,10 @@ class ParrotsTrainer(Trainer):
         if self.global_step < self.cfg.stop_at:
             # OLMo asks check_if_cancelled at these steps only (olmo/train.py:1244); a signal can't wait for the next
             self._cancel_check_interval, self.cfg.canceled_check_interval = self.cfg.canceled_check_interval, 1
-            super().fit()
+            try:
+                super().fit()
+            finally:
+                faulthandler.cancel_dump_traceback_later()
         elif self._evaluation_was_missed():
             self.eval()
 
@@ -127,34 +140,7 @@ class ParrotsTrainer(Trainer):
             wandb.finish(exit_code=exit_code)
         super().close(exit_code)
 
-    # Devices: OLMo names CUDA at olmo/train.py:335,433,799,903.
-
-    def trainer_state_dict(self) -> dict[str, Any]:
-        if self.device.type == "cuda":
-            return super().trainer_state_dict()
-        return {
-            "epoch": self.epoch or 0,
-            "global_step": self.global_step,
-            "global_train_examples_seen_this_epoch": self.global_train_examples_seen_this_epoch,
-            "global_train_tokens_seen": self.global_train_tokens_seen,
-            "world_size": get_world_size(),
-            "checkpoints": self.checkpoints,
-            "unsharded_checkpoints": self.unsharded_checkpoints,
-            "ephemeral_checkpoints": self.ephemeral_checkpoints,
-            "rng": {
-                "python": random.getstate(),
-                "numpy": np.random.get_state(),
-                "torch": torch.random.get_rng_state(),
-            },
-        }
-
-    def restore_rng_state(self, rng_state: dict[str, Any]) -> None:
-        if self.device.type == "cuda" and "cuda" in rng_state:
-            super().restore_rng_state(rng_state)
-            return
-        random.setstate(rng_state["python"])
-        np.random.set_state(rng_state["numpy"])
-        torch.set_rng_state(rng_state["torch"])
+    # Devices: OLMo names CUDA at olmo/train.py:799,903; and at 335 and 433, see saving.
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.device.type == "cuda" or self.cfg.autocast_precision == torch.float32:
@@ -169,8 +155,12 @@ class ParrotsTrainer(Trainer):
 
     def train_step(self, batch: dict[str, Any], reduce_global_loss: bool = True) -> dict[str, float]:
         """OLMo's, and the auxiliary losses and routing of the step, over all ranks whenever the loss is."""
+        self.watch()
         self._step_routing = None
+        self._finite.begin(self.global_step, batch)
         metrics = super().train_step(batch, reduce_global_loss)
+        if self._finite.skips_this_step:
+            return self._after_skip()
         step_routing, self._step_routing = self._step_routing, None
         self._routing_rows = []
         if step_routing is not None and reduce_global_loss:
@@ -178,11 +168,23 @@ class ParrotsTrainer(Trainer):
             metrics["train/LoadBalancingLoss"] = step_routing.load_balancing_loss.item()
             metrics["train/RouterZLoss"] = step_routing.z_loss.item()
             counts = step_routing.tokens_per_expert_LE.tolist()
+            if get_global_rank() == 0:
+                for warning in self._collapse.look(self.global_step, counts):
+                    log.warning(warning)
             self._routing_rows = [routing_row(layer, row) for layer, row in enumerate(counts)]
             if self.cfg.model.moe_log_expert_assignment:
                 for row in self._routing_rows:
                     for expert, share in enumerate(row["share"]):
                         metrics[f"routing/layer{row['layer']}/expert{expert}"] = share
+        return metrics
+
+    def _after_skip(self) -> dict[str, float]:
+        """The metrics of a step that was not taken, and a row of its own in ``metrics.jsonl``."""
+        self._step_routing, self._routing_rows = None, []
+        self.cur_train_loss = self.min_train_loss  # OLMo compares it for early stopping
+        metrics = {"train/SkippedBatches": float(self._finite.skipped)}
+        if self.metrics_file is not None:
+            self.metrics_file.write({"step": self.global_step, "tokens": self.global_train_tokens_seen, **metrics})
         return metrics
 
     def train_batch(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -197,7 +199,9 @@ class ParrotsTrainer(Trainer):
             micro_batches = self.split_batch(batch)
             if len(micro_batches) > 1:
                 self._global_counts_LE = self._count_ahead(micro_batches)
-        return super().train_batch(batch)
+        losses = super().train_batch(batch)
+        self._finite.expect(*losses)
+        return losses
 
     def _count_ahead(self, micro_batches: list[dict[str, Any]]) -> Tensor:
         """Tokens per expert (layers, E) over the global batch, before any of it is trained on."""
@@ -259,6 +263,7 @@ class ParrotsTrainer(Trainer):
         """OLMo's evaluators, then those of synthetic tasks, as rows of their own in ``metrics.jsonl``."""
         metrics = super().eval()  # leaves the model in eval mode
         for evaluator in self.synthetic_evaluators:
+            self.watch()
             with (
                 torch.autocast("cuda", enabled=self.device.type == "cuda", dtype=self.cfg.autocast_precision),
                 self._autocast(),
@@ -273,6 +278,10 @@ class ParrotsTrainer(Trainer):
             self._measurements = []
             metrics.update(values)
         return metrics
+
+    def eval_step(self, batch: dict[str, Any], evaluator: Any) -> None:
+        self.watch()
+        super().eval_step(batch, evaluator)
 
     # What a run says of itself.
 

@@ -1,16 +1,20 @@
 """Which checkpoints of a folder count, and what a run may do with the folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from olmoe_parrots.checkpoint import (
+    MANIFEST,
     SHARDED_FILES,
     UNSHARDED_FILES,
     check_save_folder,
     checkpoint_at,
     checkpoints_in,
     latest_checkpoint,
+    seal,
+    set_aside_later,
 )
 from olmoe_parrots.errors import InputError
 
@@ -21,6 +25,7 @@ def make(folder: Path, name: str, *, whole: bool = True) -> Path:
         path = folder / name / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+    seal(folder / name)
     return folder / name
 
 
@@ -85,3 +90,57 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_may_start_again(tmp_
     make(tmp_path, "step2", whole=False)
     with pytest.raises(InputError, match="step2"):
         check_save_folder(tmp_path, None, overwrite=False, goes_on=True)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _flip(path: Path) -> None:
+    path.write_bytes(b"y")
+
+
+@pytest.mark.parametrize("name", [*SHARDED_FILES, MANIFEST])
+@pytest.mark.parametrize("harm", [_cut, _flip, Path.unlink])
+def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(
+    tmp_path: Path, name: str, harm: Callable[[Path], None]
+) -> None:
+    for step in (2, 4, 6):
+        make(tmp_path, f"step{step}")
+    harm(tmp_path / "step6" / name)
+    told: list[str] = []
+    latest = latest_checkpoint(tmp_path, report=told.append)
+    assert latest is not None and latest.step == 4
+    assert len(told) == 1 and "step6 is passed over" in told[0] and name in told[0]
+    if name != MANIFEST or harm is not Path.unlink:  # without a manifest it is as one that OLMo wrote
+        with pytest.raises(InputError, match="is damaged: "):
+            checkpoint_at(tmp_path / "step6")
+    check_save_folder(tmp_path, latest, overwrite=False, goes_on=True)
+    assert [place.name for place in set_aside_later(tmp_path, 4)] == ["damaged-step6"]
+    assert [checkpoint.step for checkpoint in checkpoints_in(tmp_path)] == [2, 4]
+    make(tmp_path, "step6")
+    assert [place.name for place in set_aside_later(tmp_path, 4)] == ["damaged-step6.2"]
+
+
+def test_sizes_alone_miss_what_hashes_find(tmp_path: Path) -> None:
+    checkpoint = checkpoint_at(make(tmp_path, "step2"))
+    _flip(tmp_path / "step2" / "config.yaml")
+    assert checkpoint.damage(every_byte=False) is None
+    assert checkpoint.damage() == "the content of config.yaml has changed"
+
+
+def test_a_checkpoint_of_olmos_own_is_loaded_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "step2-unsharded")
+    (tmp_path / "step2-unsharded" / MANIFEST).unlink()
+    assert checkpoint_at(tmp_path / "step2-unsharded").step == 2
+    assert "without verification" in caplog.text
+    assert latest_checkpoint(tmp_path) is None, "ours all have a manifest"
+
+
+def test_under_ddp_a_later_sharded_checkpoint_is_no_damaged_one(tmp_path: Path) -> None:
+    for name in ("step2-unsharded", "step4"):
+        make(tmp_path, name)
+    latest = latest_checkpoint(tmp_path, sharded_too=False)
+    assert latest is not None and latest.step == 2
+    with pytest.raises(InputError, match="step4, later than step 2"):
+        check_save_folder(tmp_path, latest, overwrite=False, goes_on=True, sharded_too=False)
