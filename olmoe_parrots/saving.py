@@ -21,7 +21,7 @@ from .checkpoint import NAME, seal, sync, sync_one
 from .config import TrainConfig
 from .errors import RunError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass
@@ -60,21 +60,11 @@ class SavingTrainer(Trainer):
         torch.set_rng_state(rng_state["torch"])
 
     def _save_checkpoint(self, checkpointer: Any, checkpoint_type: Any) -> Any:
-        """OLMo's, with a manifest in the checkpoint before it is renamed into place.
-
-        :raises RunError: when the disk is full or can't be written; the checkpoints of before are as they were.
-        """
+        """OLMo's, with a manifest in the checkpoint before it is renamed into place."""
         self.watch()
         # OLMo makes the checkpointer anew for each save and renames inside this context (olmo/checkpoint.py:550)
         checkpointer._temporary_wd = _sealing(checkpointer._temporary_wd)
-        try:
-            return super()._save_checkpoint(checkpointer, checkpoint_type)
-        except (OSError, RuntimeError) as error:
-            if (reason := _why_unwritable(error)) is None:
-                raise
-            what = f"step {self.global_step} cannot be saved ({reason})"
-            remedy = "earlier checkpoints are whole: mend that and run again with --try_load_latest_save=true"
-            raise RunError(self.cfg.save_folder, what, remedy) from error
+        return super()._save_checkpoint(checkpointer, checkpoint_type)
 
     def _is_kept(self, checkpoint: Path) -> bool:
         every, match = self.cfg.keep_checkpoints_every or 0, NAME.fullmatch(checkpoint.name)
@@ -112,6 +102,20 @@ def _sealing(temporary: Callable[..., AbstractContextManager[Path]]) -> Callable
             sync_one(Path(folder).parent)  # which holds the new name
 
     return sealed
+
+
+@contextlib.contextmanager
+def told_when_unwritable(folder: str) -> Iterator[None]:
+    """Tell of a full or closed disk in one line. Raises RunError: the checkpoints of before are as they were."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if (reason := _why_unwritable(error)) is None:
+            raise
+        remedy = "earlier checkpoints are whole: mend that and run again with --try_load_latest_save=true"
+        raise RunError(
+            getattr(error, "filename", None) or folder, f"it cannot be written ({reason})", remedy
+        ) from error
 
 
 def _why_unwritable(error: BaseException) -> str | None:

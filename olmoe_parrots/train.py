@@ -235,6 +235,7 @@ def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:
     import wandb
 
     from .metrics import Progress
+    from .saving import told_when_unwritable
 
     folder = Path(cfg.save_folder)
     if cfg.save_data_indices:
@@ -254,7 +255,7 @@ def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:
                 config=cfg.asdict(exclude=["wandb"]),
             )
     started_at = trainer.global_step
-    with StopRequest() as trainer.stop_request:
+    with StopRequest() as trainer.stop_request, told_when_unwritable(cfg.save_folder):
         trainer.fit()
     if trainer.progress is not None:
         message = f"trained to step {trainer.global_step}: checkpoints and metrics.jsonl are in {folder}"

@@ -15,7 +15,7 @@ from olmoe_parrots.stopping import REQUEUE, StopRequest
 LONG = {"max_duration": 3000, "save_interval": 5000, "save_interval_unsharded": 5000, "scheduler": {"name": "constant"}}
 
 
-def _wait_for_steps(folder: Path, count: int) -> None:
+def wait_for_steps(folder: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or len(metrics_of(folder)) < count:
         assert time.monotonic() < deadline
@@ -24,7 +24,7 @@ def _wait_for_steps(folder: Path, count: int) -> None:
 
 def _stop(process: Run, folder: Path, number: signal.Signals, ranks: int = 1) -> tuple[int, str]:
     """Signal the last rank alone; the step that the run stopped at, and what it said."""
-    _wait_for_steps(folder, 5)
+    wait_for_steps(folder, 5)
     os.kill(process.pids[ranks - 1], number)
     output, _ = process.communicate(120)
     assert process.returncode == REQUEUE == 75, output

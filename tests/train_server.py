@@ -33,6 +33,11 @@ class Run:
         path = self.folder / f"{rank}.{what}"
         return path.read_text() if path.exists() else ""
 
+    def output_of(self, rank: int, timeout: float = 600) -> str:
+        """What one rank printed, when it has ended, whatever the others do."""
+        _wait_for(lambda: self._told(rank, "code"), timeout)
+        return (self.folder / f"{rank}.txt").read_text()
+
     @property
     def returncode(self) -> int | None:
         """0 when every rank ended so, else the first other code; None while one is at work."""

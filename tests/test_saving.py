@@ -1,0 +1,100 @@
+"""Checkpoints of real runs: sealed, kept, damaged, on a full disk; and what watches over a run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, losses_of, start_train, train
+from test_stopping import LONG, wait_for_steps
+
+from olmoe_parrots.checkpoint import MANIFEST, checkpoint_at, checkpoints_in, latest_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    tiny_config: Callable[..., Path], tmp_path: Path, strategy: str
+) -> None:
+    config = tiny_config(distributed_strategy=strategy, save_interval=2, save_interval_unsharded=2, max_duration=8)
+    train(config, f"--save_folder={tmp_path / 'whole'}")
+    train(config, "--stop_at=6")
+    folder = tmp_path / "run"
+    for newest in folder.glob("step6*"):
+        manifest = json.loads((newest / MANIFEST).read_text())
+        assert set(manifest["files"]) == {
+            path.relative_to(newest).as_posix()
+            for path in newest.rglob("*")
+            if path.is_file() and path.name != MANIFEST
+        }
+        name = max(manifest["files"], key=lambda name: manifest["files"][name]["bytes"])
+        content = bytearray((newest / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (newest / name).write_bytes(content)
+    output = train(config, "--try_load_latest_save=true")
+    assert output.count("is passed over: the content of") == len(list(folder.glob("damaged-step6*"))) > 0
+    assert "step4" in next(line for line in output.splitlines() if " loading " in line)
+    assert losses_of(folder) == losses_of(tmp_path / "whole")
+    assert all(checkpoint_at(path) for path in folder.glob("step*"))
+
+
+def test_what_is_kept(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    options = {"save_interval": 1, "save_interval_unsharded": 1, "max_duration": 7, "keep_checkpoints_every": 3}
+    options |= {"save_num_checkpoints_to_keep": 2, "save_num_unsharded_checkpoints_to_keep": 1}
+    train(tiny_config(**options))
+    kept = sorted(path.name for path in (tmp_path / "run").glob("step*"))
+    sharded = [f"step{step}" for step in (3, 6, 7)]
+    assert kept == sorted([*sharded, "step3-unsharded", "step6-unsharded", "step7-unsharded"])
+
+
+def test_a_second_run_in_a_folder_is_refused(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    first = start_train(tiny_config(**LONG))
+    try:
+        wait_for_steps(tmp_path / "run", 1)
+        second = start_train(tmp_path / "config.yaml", "--try_load_latest_save=true")
+        output, _ = second.communicate(120)
+        assert second.returncode == 2
+        assert "another run is writing there; wait for it or choose another --save_folder" in output
+    finally:
+        first.kill()
+    train(tmp_path / "config.yaml", "--try_load_latest_save=true", "--stop_at=1")  # the lock went with its holder
+
+
+def test_a_rank_that_hangs_ends_the_run_with_its_stacks(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    run = start_train(tiny_config(**LONG), "--step_timeout=5", ranks=2)
+    try:
+        wait_for_steps(tmp_path / "run", 3)
+        os.kill(run.pids[1], signal.SIGSTOP)
+        output = run.output_of(0, 120)
+        assert "Timeout (0:00:05)!" in output and "train_step" in output
+    finally:
+        run.kill()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tiny_config: Callable[..., Path], tmp_path: Path) -> None:
+    """It fills up while the run trains, but for what its metrics need."""
+    config = tiny_config(**{**LONG, "save_interval_unsharded": 100}, distributed_strategy="ddp")
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    run = disk / "run"
+    command = [sys.executable, "-m", "olmoe_parrots.train", str(config), f"--save_folder={run}"]
+    fill = f"head -c 300k /dev/zero > {disk}/spare; cat /dev/zero > {disk}/rest 2>/dev/null; rm {disk}/spare"
+    script = (
+        f'mount -t tmpfs -o size=20m none {disk} && {{ "$@" & }} && '
+        f"while ! [ -d {run}/step100-unsharded ]; do sleep 0.01; done; {fill}; "
+        f"wait $!; code=$?; cp -r {run} {kept}; exit $code"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shell = ["unshare", "-rm", "sh", "-c", script, "sh", *command]
+    done = subprocess.run(shell, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    told = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and told.startswith("error: ") and "cannot be written" in told, done.stderr
+    assert "Traceback" not in done.stderr
+    latest = latest_checkpoint(kept)
+    assert latest is not None and latest.step % 100 == 0
+    assert checkpoints_in(kept)[-1] == latest, "no half of one has the name of a checkpoint"
