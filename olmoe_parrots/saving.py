@@ -1,4 +1,4 @@
-"""OLMo's trainer, saving on any device: checkpoints are sealed before they get their name, and kept by our rule."""
+"""OLMo's trainer, stopping and saving on any device: when asked to, or when it hangs; by our rule, and verifiably."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import faulthandler
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
+import torch.distributed as dist
+from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size, synchronize_flag
 from olmo.train import Trainer
 
 from .checkpoint import NAME, seal, sync, sync_one
 from .config import TrainConfig
 from .errors import RunError
+from .stopping import StopRequest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -29,6 +32,45 @@ class SavingTrainer(Trainer):
     """OLMo's, saving."""
 
     cfg: TrainConfig
+    stop_request: StopRequest | None = None
+    stopped_early: bool = False
+    """Whether training ended on a signal or at the time limit, with a checkpoint to go on from."""
+    _cancel_check_interval: int = 1
+    _is_watched: bool = False
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Training: stop requests are looked for at each step, and each call of :meth:`watch` is waited for."""
+        # OLMo asks check_if_cancelled at these steps only (olmo/train.py:1244); a signal can't wait for the next
+        self._cancel_check_interval, self.cfg.canceled_check_interval = self.cfg.canceled_check_interval, 1
+        self._is_watched = True
+        try:
+            yield
+        finally:
+            self._is_watched = False
+            faulthandler.cancel_dump_traceback_later()
+
+    def watch(self) -> None:
+        """Wait for the next call: if none comes for `step_timeout`, all stacks are dumped and the process ends."""
+        if self._is_watched and self.cfg.step_timeout is not None:
+            faulthandler.dump_traceback_later(self.cfg.step_timeout, exit=True, file=2)
+
+    def check_if_cancelled(self) -> tuple[bool, int]:
+        """OLMo's at its own interval; at each step, whether a rank was asked to stop: then all stop after this step."""
+        here = self.stop_request is not None and self.stop_request.signal is not None
+        asked = torch.tensor(int(here), device=self.device)
+        if get_world_size() > 1:
+            dist.all_reduce(asked)
+        if asked.item():
+            self.stopped_early = True
+            return True, 0
+        if self.global_step % self._cancel_check_interval != 0:
+            return False, 0
+        cancelled, extra_steps = super().check_if_cancelled()
+        limit = self.cfg.time_limit
+        at_limit = limit is not None and time.time() - self._start_time >= limit
+        self.stopped_early = cancelled and synchronize_flag(at_limit, self.device)
+        return cancelled, extra_steps
 
     # olmo/train.py:335 and 433 name CUDA.
 
@@ -81,11 +123,6 @@ class SavingTrainer(Trainer):
             self.unsharded_checkpoints.pop(idx)
         else:
             super().remove_unsharded_checkpoint(idx)
-
-    def watch(self) -> None:
-        """Begin to wait for the next call: if none comes for `step_timeout`, stacks are dumped and the process ends."""
-        if self.cfg.step_timeout is not None:
-            faulthandler.dump_traceback_later(self.cfg.step_timeout, exit=True, file=2)
 
 
 def _sealing(temporary: Callable[..., AbstractContextManager[Path]]) -> Callable[..., AbstractContextManager[Path]]:

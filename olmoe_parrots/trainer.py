@@ -3,9 +3,7 @@
 Nothing of OLMo's loop is rewritten: each method below adds to the one it overrides.
 """
 
-import faulthandler
 import logging
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +23,6 @@ from .model import ModelOutput, ParrotsOLMo
 from .moe.losses import load_balancing_loss, router_z_loss
 from .moe.router import RoutingStatistics
 from .saving import SavingTrainer
-from .stopping import StopRequest
 
 log = logging.getLogger("olmoe_parrots")
 
@@ -64,10 +61,6 @@ class ParrotsTrainer(SavingTrainer):
     progress: Progress | None = None
     flops_available: float | None = None
     synthetic_evaluators: list[SyntheticEvaluator] = field(default_factory=list)
-    stop_request: StopRequest | None = None
-    stopped_early: bool = False
-    """Whether training ended on a signal or at the time limit, with a checkpoint to go on from."""
-    _cancel_check_interval: int = 1
     _learned_labels: Tensor | None = None
     _measurements: list[dict[str, Any]] = field(default_factory=list)
     _routing: list[RoutingStatistics] | None = None
@@ -78,9 +71,6 @@ class ParrotsTrainer(SavingTrainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.dist_model.register_forward_hook(self._keep_routing)
-        names = {id(parameter): name for name, parameter in self.dist_model.named_parameters()}
-        folder = Path(self.cfg.save_folder)
-        self._finite = FiniteGuard(self.optim, names, folder, self.cfg.skip_nonfinite_batches)
         self._collapse = CollapseWatch(
             self.cfg.router_collapse_share, self.cfg.router_collapse_steps, self.cfg.model.moe_top_k
         )
@@ -97,29 +87,17 @@ class ParrotsTrainer(SavingTrainer):
         """Train up to ``max_duration`` exactly (OLMo, at olmo/train.py:1103, would go ten steps further)."""
         if self.cfg.stop_at is None:
             self.cfg.stop_at = self.max_steps
-        if self.global_step < self.cfg.stop_at:
-            # OLMo asks check_if_cancelled at these steps only (olmo/train.py:1244); a signal can't wait for the next
-            self._cancel_check_interval, self.cfg.canceled_check_interval = self.cfg.canceled_check_interval, 1
-            try:
-                super().fit()
-            finally:
-                faulthandler.cancel_dump_traceback_later()
+        with self.watched():
+            self._fit_or_evaluate()
+
+    def _fit_or_evaluate(self) -> None:
+        if self.global_step < (self.cfg.stop_at or 0):
+            names = {id(parameter): name for name, parameter in self.dist_model.named_parameters()}
+            folder = Path(self.cfg.save_folder)
+            self._finite = FiniteGuard(self.optim, names, folder, self.cfg.skip_nonfinite_batches)
+            super().fit()
         elif self._evaluation_was_missed():
             self.eval()
-
-    def check_if_cancelled(self) -> tuple[bool, int]:
-        """OLMo's at its own interval; at each step, whether a rank was asked to stop: then all stop after this step."""
-        asked = torch.tensor(self.stop_request is not None and self.stop_request.signal is not None, device=self.device)
-        if self._over_ranks(asked.int()).item():
-            self.stopped_early = True
-            return True, 0
-        if self.global_step % self._cancel_check_interval != 0:
-            return False, 0
-        cancelled, extra_steps = super().check_if_cancelled()
-        limit = self.cfg.time_limit
-        at_limit = limit is not None and time.time() - self._start_time >= limit
-        self.stopped_early = cancelled and synchronize_flag(at_limit, self.device)
-        return cancelled, extra_steps
 
     def _evaluation_was_missed(self) -> bool:
         """Whether the run that trained so far was killed after its last checkpoint, before it evaluated there."""
