@@ -164,3 +164,10 @@ def _row(values: Any) -> Row:
         if not isinstance(values.get(name, {}), dict):
             raise ValueError(f"{name} is no mapping")
     return Row(**{name: value for name, value in values.items() if name in _NAMES})
+
+
+if __name__ == "__main__":
+    from .errors import report_and_exit
+    from .results_command import main
+
+    report_and_exit(main)
