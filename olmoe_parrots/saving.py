@@ -159,4 +159,5 @@ def _why_unwritable(error: BaseException) -> str | None:
     """The system's word for a full or closed disk behind an error; torch's writer (a RuntimeError) hides its number."""
     if isinstance(error, OSError):
         return error.strerror if error.errno in _FULL else None
-    return "torch's writer failed: is the disk full?" if "PytorchStreamWriter" in str(error) else None
+    of_torch = any(name in str(error) for name in ("PytorchStreamWriter", "inline_container"))
+    return "torch's writer failed: is the disk full?" if of_torch else None

@@ -6,6 +6,7 @@ Run as a program it is that process: each line of its standard input asks for on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -49,7 +50,11 @@ class Run:
             os.kill(pid, number)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        """End every rank that has not ended."""
+        for rank, pid in enumerate(self.pids):
+            if not self._told(rank, "code"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def communicate(self, timeout: float = 600) -> tuple[str, None]:
         """What the ranks printed, one after the other, when all have ended."""
