@@ -6,15 +6,17 @@ unpickler of :mod:`olmoe_parrots.olmo_compat`. Optimizer state is not read.
 
 import logging
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint
 import yaml
-from olmo.checkpoint import load_model_state
 from olmo.config import DistributedStrategy
 from olmo.exceptions import OLMoCheckpointError, OLMoConfigurationError
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 
 from .. import olmo_compat, remote
 from ..checkpoint import NAME, SHARDED_FILES, UNSHARDED_FILES, checkpoint_at, checkpoints_in
@@ -165,7 +167,7 @@ def load_found(found: FoundCheckpoint, cfg: TrainConfig, device: torch.device | 
     model = build_model(cfg.model, init_params=False)
     try:
         if found.sharded:
-            load_model_state(found.path, model)
+            _load_shards(model, remote.join(found.path, SHARDS))
         else:
             _load_whole(model, found.path)
     except _UNREADABLE as error:
@@ -174,6 +176,28 @@ def load_found(found: FoundCheckpoint, cfg: TrainConfig, device: torch.device | 
     precision = cfg.fsdp_precision if cfg.distributed_strategy == DistributedStrategy.fsdp and cfg.fsdp else None
     dtype = precision.param_dtype if precision is not None else None
     return LoadedModel(model.to(device=device, dtype=dtype).eval(), cfg, found.step, found.path)
+
+
+class _RemoteReader(olmo_compat.SafeFileSystemReader):
+    """Reads from S3 what of each file is asked for, by our own client and with its errors."""
+
+    def read_metadata(self) -> Metadata:
+        if self._metadata is None:
+            with remote.local_copy(f"{self.path}/.metadata") as path:
+                self._metadata = olmo_compat.SafeFileSystemReader(Path(path).parent).read_metadata()
+        return self._metadata
+
+    def _get_bytes(self, relative_path: str, offset: int, length: int) -> bytes:
+        return remote.read_bytes(f"{self.path}/{relative_path}", offset, offset + length)
+
+
+def _load_shards(model: ParrotsOLMo, path: str) -> None:
+    state = {"model": model.state_dict()}
+    reader = _RemoteReader(path) if remote.is_remote(path) else olmo_compat.SafeFileSystemReader(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each rank loads the whole model
+        torch.distributed.checkpoint.load(state, storage_reader=reader, no_dist=True)
+    model.load_state_dict(state["model"])
 
 
 def _load_whole(model: ParrotsOLMo, path: str) -> None:
