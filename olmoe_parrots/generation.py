@@ -3,7 +3,7 @@
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,49 @@ def decode_greedily(
             break
         inputs_BT = chosen_B[:, None]
     return decoded_BT
+
+
+@torch.no_grad()
+def continue_greedily(
+    model: Callable[..., ModelOutput],
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    *,
+    eos_token_id: int,
+    device: torch.device,
+    is_complete: Callable[[list[int]], bool] = lambda decoded: False,
+) -> list[list[int]]:
+    """At most ``length`` tokens that a model finds likeliest after each prompt; EOS, which ends a sequence, with them.
+
+    Prompts of any lengths, and no padding: the model reads as many tokens of all of them at once as the shortest one
+    has, and then one at a time, of a longer prompt its own next token. So every token has the place that it has alone,
+    and what is decoded does not depend on the other prompts of a batch, where no expert has a capacity. The steps are
+    as many as the longest prompt is longer than the shortest, and those of decoding: batch prompts of like lengths.
+
+    Nothing is joint: ranks that each hold a whole model may call this at different times.
+
+    Args:
+        prompts: token ids, at least one in each.
+        is_complete: told what was decoded after a prompt, whenever that grows; True ends the sequence.
+    """
+    place = min(len(prompt) for prompt in prompts)
+    decoded: list[list[int]] = [[] for _ in prompts]
+    going = [length > 0] * len(prompts)
+    inputs_BT = torch.tensor([list(prompt[:place]) for prompt in prompts], device=device)
+    keys_values = None
+    while any(going):
+        output = model(input_ids=inputs_BT, past_key_values=keys_values, use_cache=True, last_logits_only=True)
+        keys_values = output.attn_key_values
+        tokens = output.logits[:, -1].argmax(dim=-1).tolist()
+        for row, prompt in enumerate(prompts):
+            if place < len(prompt):
+                tokens[row] = prompt[place]
+            elif going[row]:
+                decoded[row].append(tokens[row])
+                ended = tokens[row] == eos_token_id or len(decoded[row]) == length
+                going[row] = not ended and not is_complete(decoded[row])
+        inputs_BT, place = torch.tensor(tokens, device=device)[:, None], place + 1
+    return decoded
 
 
 def _all_ended(ended_B: Tensor) -> bool:
