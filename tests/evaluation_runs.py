@@ -82,9 +82,13 @@ def tiny_text() -> Path:
     return folder
 
 
-@functools.cache
 def trained(kind: str, precision: str = "fp32") -> TrainedRun:
     """A run of a kind, "moe" or "dense", trained and evaluated in the loop once for all tests."""
+    return _trained(kind, precision)
+
+
+@functools.cache
+def _trained(kind: str, precision: str) -> TrainedRun:
     folder = _root() / f"{kind}_{precision}" / "tiny"
     _train(_config(kind, precision, tiny_text(), folder))
     return TrainedRun(folder, tiny_text(), tiny_text() / "tokenizer.json")

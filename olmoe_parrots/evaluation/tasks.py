@@ -70,7 +70,7 @@ def _problem(label: str, title: str, shots: int, prompt: str, examples: int) -> 
 
 _OPTION = "Question: QUESTION\\nAnswer:| OPTION"
 _FIRST = "\\nQuestion: QUESTION\\nAnswer:| the first ANSWER"
-_SOLUTION = "Problem:\\nPROBLEM\\n\\nSolution:| the reference SOLUTION; four examples, whatever the label says"
+_SOLUTION = "Problem:\\nPROBLEM\\n\\nSolution:| the reference SOLUTION"
 _MATH_SUBJECTS = {
     "algebra": 1187,
     "counting_and_probability": 474,
@@ -101,13 +101,8 @@ _WORLD_KNOWLEDGE = (
     _fact("natural_qs_open_ppl", "Natural Questions", 0, "validation", _FIRST, 3610),
 )
 _MATH = (
-    _problem(
-        "gsm8k_gold_bpb_5shot",
-        "GSM8K",
-        8,
-        "Question: QUESTION\\nAnswer:| the reference SOLUTION; eight examples, whatever the label says",
-        1319,
-    ),
+    # the labels say 5 and 0 shots; the prompts have 8 and 4
+    _problem("gsm8k_gold_bpb_5shot", "GSM8K", 8, "Question: QUESTION\\nAnswer:| the reference SOLUTION", 1319),
     _problem("minerva_math_500_gold_bpb_0shot", "Minerva-MATH", 4, f"{_SOLUTION}; 500 problems of all subjects", 500),
 )
 _FURTHER = (
