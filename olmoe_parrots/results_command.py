@@ -18,7 +18,9 @@ def _parser() -> ArgumentParser:
         "table", help="models by tasks, with the average of each category", description="Models by tasks."
     )
     table.add_argument("results", nargs="+", type=Path, metavar="RESULTS.jsonl")
-    table.add_argument("--tasks", default="", metavar="NAMES", help="tasks, categories or TASK:METRIC, with commas")
+    table.add_argument(
+        "--tasks", default="", metavar="NAMES", help="tasks or categories, also NAME:METRIC, with commas"
+    )
     table.add_argument("--category", default="", metavar="NAMES", help="world_knowledge, commonsense, math")
     table.add_argument("--step", type=int, metavar="N", help="show this step of every run in place of its last")
     for kind in ("csv", "markdown", "latex"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from result_rows import params_of
 
 from olmoe_parrots.columns import Catalogue
+from olmoe_parrots.grid import grid
 from olmoe_parrots.results import Row
 
 
@@ -118,4 +119,33 @@ def grid_rows() -> list[Row]:
         for task in ("gsm", "math_problems"):
             train = law(task, width, experts) + (0.15 if experts else 0.05)
             rows.append(evaluation_row(task, train, width, experts, split="train"))
+    return rows
+
+
+def paper_grid_rows() -> list[Row]:
+    """Made-up values of the paper's 18 models: knowledge follows total parameters, the rest width and active ones."""
+    rows = []
+    for run in grid():
+        shape = run.shape()
+        total, active = shape.total_params(), shape.active_params()
+        about = {
+            **{"model": run.name, "total_params": total, "active_params": active, "training_tokens": run.tokens},
+            **{"training_flops": float(run.tokens * shape.flops_per_token()), "standard_error": 0.008},
+            "architecture": {
+                "width": shape.d_model,
+                "layers": shape.n_layers,
+                "experts": shape.num_experts,
+                "top_k": 2,
+            },
+        }
+        values = {"world_knowledge": 0.12 * math.log10(total / 2e6), "commonsense": 0.06 * math.log2(shape.d_model / 4)}
+        values["math"] = 0.09 * math.log2(shape.d_model / 64) + 0.02 * math.log10(total / active)
+        for category, value in values.items():
+            tasks = [task for task in GROUPS[category] if "bits" not in task]
+            rows += [evaluation_row(task, value + 0.01 * i, **about) for i, task in enumerate(tasks)]
+            if category == "math":
+                gap = 0.03 + 0.03 * math.log10(total / active)
+                rows += [evaluation_row(task, value + gap, **about | {"split": "train"}) for task in tasks]
+        perplexity = 45.0 / math.log10(total) + 40.0 / math.log10(active)
+        rows.append(evaluation_row("perplexity", perplexity, **about | {"details": HELD_OUT}))
     return rows

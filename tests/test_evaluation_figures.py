@@ -1,13 +1,24 @@
 """Figures of evaluations: what is drawn, read back from matplotlib's axes, and what is said of the rest."""
 
 import hashlib
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_rows import CATALOGUE, GROUPS, MODELS, evaluation_row, grid_rows, law, model_rows, perplexity_of
+from evaluation_rows import (
+    CATALOGUE,
+    GROUPS,
+    MODELS,
+    evaluation_row,
+    grid_rows,
+    law,
+    model_rows,
+    paper_grid_rows,
+    perplexity_of,
+)
 from result_rows import params_of
 
 from olmoe_parrots import figures
@@ -138,6 +149,22 @@ def test_models_of_other_data_are_pictures_of_their_own() -> None:
     assert lines_of(axes) == [[(5.0, pytest.approx(mean_law("commonsense", 64, 4, "accuracy")))]]
     axes = panel_of(drawn["averages_by_perplexity_mixture"], "Commonsense (3 tasks)", "mean accuracy")
     assert [len(line) for line in lines_of(axes)] == [3, 2, 2]
+
+
+def test_ticks_of_the_papers_grid_do_not_run_into_each_other() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figures_of_grid, lacking = evaluation_figures(paper_grid_rows(), CATALOGUE)
+    assert [line for line in lacking if "Math (bits per byte) is not drawn" not in line] == []
+    for stem in ("averages_by_total_params", "averages_by_training_flops"):
+        figure = figures_of_grid[stem]
+        FigureCanvasAgg(figure).draw()
+        for axes in figure.axes:
+            low, high = axes.get_xlim()
+            labels = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+            boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+            assert len(boxes) >= 4
+            assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.fixture

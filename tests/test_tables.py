@@ -213,6 +213,8 @@ def test_asked_tasks_alone_are_shown_and_their_average_says_of_how_many() -> Non
         *(("trivia", "test"), ("questions", "test")),
         *(("gsm", "test"), ("gsm", "train")),
     ]
+    bits = table_of(grid_rows(), tasks=["math:bits_per_byte"])
+    assert [column.task for column in bits.selection.columns] == ["gsm_bits", "math_bits"]
     further = table_of([*grid_rows(), evaluation_row("arc_5shot", 0.5)])
     assert further.blocks()[-2].title == "Commonsense, not in the average"
 
@@ -295,6 +297,16 @@ def test_a_terminal_gets_the_same_values_ruled() -> None:
 def test_counts_are_short() -> None:
     counts = {34_457_856: "34.46M", 2_144_500_000: "2.144B", 999: "999", 999_999: "1M", 63e9: "63B", 15_296: "15.3k"}
     assert {count: short_count(count) for count in counts} == counts
+
+
+def test_the_averages_are_over_the_papers_benchmarks() -> None:
+    """Section 5: five by F1, eight and five by accuracy; those scored without generated answers apart."""
+    counts = {(a.category, a.metric): a.of for a in Catalogue.load().averages()}
+    assert {key: n for key, n in counts.items() if key[1] != "bits_per_byte"} == {
+        ("world_knowledge", "f1"): 5,
+        ("commonsense", "accuracy"): 8,
+        ("math", "accuracy"): 5,
+    }
 
 
 @pytest.fixture
