@@ -153,8 +153,8 @@ class _Drawing:
         """A panel for each average that a model has, against `name`."""
         if name == "perplexity" and self.validation is None:
             row = "task {}, split {}, metric {}".format(*VALIDATION)
-            what = f"no rows, or only such on several other folders: {row}"
-            self.lacking.append(f"Nothing is drawn against validation perplexity: there are {what}.")
+            what = f"rows of {row}, on the data trained on or on one other folder"
+            self.lacking.append(f"Nothing is drawn against validation perplexity: there are no {what}.")
             return
         panels = []
         for average in averages:
@@ -197,10 +197,11 @@ class _Drawing:
             tasks = listed(column.task for column in average.columns)
             self.lacking.append(f"{name} is not drawn: there are no rows of {tasks}.")
             return
+        drawn = "drawn" if any(not model.missing(average) for model in self.models) else "not drawn: it is left"
         for model in self.models:
             if missing := model.missing(average):
                 tasks = listed(column.task for column in missing)
-                self.lacking.append(f"{name} is drawn without {model.name}, which has no rows of {tasks}.")
+                self.lacking.append(f"{name} is {drawn} without {model.name}, which has no rows of {tasks}.")
 
     def _draw(self, panels: Sequence[Panel], name: str, stem: str, *, zero: bool = False) -> None:
         shown = [panel for panel in panels if panel.points]

@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     drawn, lacking = draw_evaluations(rows, Catalogue.load(), options.output)
     if not paths and not drawn:
         known = ", ".join(f"{metric} of {task}" for task, metric in MEASURES)
-        what = f"there is no {known} in it, nor an average of evaluations. {' '.join(lacking)}".rstrip(". ")
+        nearest = sorted(lacking, key=lambda line: "which has no rows" not in line)[:1]  # of a model with some tasks
+        what = f"there is no {known} in it, nor an average of evaluations. {' '.join(nearest)}".rstrip(". ")
         raise InputError(", ".join(map(str, options.results)), what, "run a sweep to its end, or evaluate checkpoints")
     for line in lacking:
         print(line, file=sys.stderr)
