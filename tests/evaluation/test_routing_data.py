@@ -1,10 +1,12 @@
 """The sequences that are counted: which ones, and the source, part and frequency of each token."""
 
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dataset_maker import EOS, PAD, VOCABULARY, draw_documents, write_dataset
+from s3_server import S3Server
 from synthetic_data import TASKS, make_data
 
 from olmoe_parrots.config import ModelConfig
@@ -56,6 +58,17 @@ def test_fewer_are_spread_evenly(folder: Path, most: int, sequences: int | None)
     sample = open_split(str(folder), "validation").sample(LENGTH, sequences, most)
     assert told(sample) == there[::3]
     assert len(there) == 69
+
+
+def test_sequences_on_s3_are_those_on_disk(folder: Path, s3: S3Server) -> None:
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    s3.client().create_bucket(Bucket=bucket)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            s3.client().upload_file(str(path), bucket, f"data/{path.relative_to(folder).as_posix()}")
+    split = open_split(f"s3://{bucket}/data", None)
+    split.check_fit(ModelConfig(vocab_size=VOCABULARY, **MODEL))
+    assert told(split.sample(LENGTH, 23, 1000)) == sequences_by_hand(folder)[::3]
 
 
 def test_what_a_split_has_not_is_refused(folder: Path) -> None:
