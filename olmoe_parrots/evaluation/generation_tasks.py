@@ -12,7 +12,8 @@ import difflib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ from olmoe_parrots.evaluation.tasks import ACCURACY, EvaluationTask
 
 if TYPE_CHECKING:
     from olmoe_parrots.evaluation.checkpoints import LoadedModel
+    from olmoe_parrots.evaluation.measurements import Settings
+    from olmoe_parrots.evaluation.rows import Evaluated
+    from olmoe_parrots.evaluation.task_tokenizer import TaskTokenizer
+    from olmoe_parrots.results import Row
 
 F1, EXACT_MATCH = "f1", "exact_match"
 EXTRA = "eval"
@@ -121,6 +126,7 @@ def evaluate_generation(
     batch_size: int = 16,
     seed: int = SEED,
     samples: Path | None = None,
+    tokenizer: TaskTokenizer | None = None,
 ) -> Iterator[GenerationScore]:
     """The scores of each task as soon as it is done, its own metric first.
 
@@ -130,6 +136,7 @@ def evaluate_generation(
         seed: worked examples are drawn by it, where they are drawn.
         samples: a file that gets one JSON line an example appended: checkpoint, task, number, question, prompt,
             generated, extracted, gold and scores.
+        tokenizer: the run's own when None.
 
     Each of several ranks must hold the whole model and call this; the examples are shared out, and only rank 0 yields.
     Raises InputError where ranks are more than examples.
@@ -138,7 +145,7 @@ def evaluate_generation(
 
     from olmoe_parrots.evaluation.lm_adapter import ParrotsLM
 
-    lm = ParrotsLM(loaded, batch_size=batch_size)
+    lm = ParrotsLM(loaded, batch_size=batch_size, tokenizer=tokenizer)
     for name, task in tasks.items():
         lm.truncated = 0
         count = min(len(task.eval_docs), limit or len(task.eval_docs))
@@ -156,6 +163,61 @@ def evaluate_generation(
             error = results["results"][name][f"{metric}_stderr,answer"]
             standard_error = None if error == "N/A" else float(error)
             yield GenerationScore(GENERATION_TASKS[name], metric, float(value), standard_error, count, truncated)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One task as the evaluation command measures it, like :class:`~olmoe_parrots.evaluation.measurements.Benchmark`.
+
+    Args:
+        prepared: the task's of :func:`prepare_tasks`.
+        samples: a file that a line an example is appended to.
+    """
+
+    task: EvaluationTask
+    prepared: Any
+    tokenizer: TaskTokenizer
+    settings: Settings
+    samples: Path | None = None
+    details: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        told = self.settings.details()
+        told["measured_with"] = {**told["measured_with"], "lm-eval": version("lm-eval")}
+        object.__setattr__(self, "details", {"shots": self.task.shots, "examples_seed": SEED, **told})
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def metric(self) -> str:
+        return self.task.metric
+
+    def rows(self, evaluated: Evaluated, loop: Any) -> list[Row]:
+        """Measure. All ranks must call this together; rank 0 gets the rows.
+
+        Args:
+            loop: whose ``model`` is measured.
+        """
+        from olmoe_parrots.evaluation.checkpoints import LoadedModel
+        from olmoe_parrots.evaluation.harness import Score
+
+        facts = evaluated.facts
+        loaded = LoadedModel(loop.model, self.settings.cfg, facts["step"], facts["checkpoint"])
+        found = evaluate_generation(
+            loaded,
+            {self.name: self.prepared},
+            limit=self.settings.limit,
+            batch_size=self.settings.batch_size,
+            samples=self.samples,
+            tokenizer=self.tokenizer,
+        )
+        rows: list[Row] = []
+        for one in found:
+            score = Score(one.metric, one.value, one.standard_error, one.examples)
+            rows += evaluated.rows(self.name, self.task.split, [score], {**self.details, "truncated": one.truncated})
+        return rows
 
 
 def _append_samples(path: Path, loaded: LoadedModel, name: str, found: list[dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ Shapes: B sequences, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -17,16 +16,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from olmo.exceptions import OLMoConfigurationError
-from olmo.tokenizer import Tokenizer
 from olmo.torch_util import get_global_rank, get_world_size
 from torch import Tensor
 from tqdm import tqdm
 
-from olmoe_parrots import remote
-from olmoe_parrots.config import BlockType, TrainConfig
+from olmoe_parrots.config import BlockType
 from olmoe_parrots.errors import InputError
 from olmoe_parrots.evaluation.checkpoints import LoadedModel
+from olmoe_parrots.evaluation.task_tokenizer import TaskTokenizer, load_tokenizer
 from olmoe_parrots.generation import continue_greedily
 
 log = logging.getLogger(__name__)
@@ -46,16 +43,16 @@ class ParrotsLM(TemplateLM):
     Each rank of several must hold the whole model; the library shares the documents out.
     """
 
-    def __init__(self, loaded: LoadedModel, *, batch_size: int = 16, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 16, tokenizer: TaskTokenizer | None = None) -> None:
         """
         Args:
             batch_size: sequences in a forward pass.
-            tokenizer: the run's own (:func:`load_tokenizer`) when None.
+            tokenizer: the run's own when None.
         """
         super().__init__()
         self.model, self.cfg, self.batch_size = loaded.model, loaded.cfg, batch_size
         self.max_length = loaded.cfg.model.max_sequence_length
-        self.tokenizer: Any = tokenizer or load_tokenizer(loaded.cfg)
+        self.tokenizer: Any = tokenizer or load_tokenizer(loaded.cfg, loaded.path)
         self.truncated = 0
         """Sequences that were cut off, of all calls."""
         self._device: Any = next(loaded.model.parameters()).device
@@ -196,25 +193,6 @@ class ParrotsLM(TemplateLM):
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.cfg.autocast_precision
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def load_tokenizer(cfg: TrainConfig) -> Tokenizer:
-    """The tokenizer of a run, from the file, the name inside OLMo's package, or the hub's id in its config.
-
-    Raises InputError when it is not to be had, or has another vocabulary than the model.
-    """
-    told = cfg.tokenizer.identifier
-    remedy = "put the tokenizer.json of the run's data folder there"
-    try:
-        with remote.local_copy(told) as identifier:
-            here = dataclasses.replace(cfg, tokenizer=dataclasses.replace(cfg.tokenizer, identifier=identifier))
-            return Tokenizer.from_train_config(here)
-    except OLMoConfigurationError:
-        what = f"its vocabulary is not that of the model, {cfg.model.vocab_size:,}"
-        raise InputError(told, what, remedy) from None
-    except Exception as error:  # tokenizers raises Exception itself
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(told, f"the tokenizer cannot be loaded ({reason})", remedy) from None
 
 
 def _batches(lengths: Sequence[int], size: int, spread: int | None = None) -> Iterator[list[int]]:

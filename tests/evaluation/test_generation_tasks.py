@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -20,6 +21,7 @@ from olmoe_parrots.evaluation.checkpoints import LoadedModel
 from olmoe_parrots.evaluation.generation_tasks import (
     GENERATION_GROUPS,
     GENERATION_TASKS,
+    Generated,
     GenerationScore,
     evaluate_generation,
     prepare_tasks,
@@ -27,6 +29,9 @@ from olmoe_parrots.evaluation.generation_tasks import (
 from olmoe_parrots.evaluation.lm_adapter import ParrotsLM
 from olmoe_parrots.evaluation.lm_tasks import FOLDER
 from olmoe_parrots.evaluation.lm_tasks.benchmarks import BENCHMARKS, load
+from olmoe_parrots.evaluation.measurements import Settings
+from olmoe_parrots.evaluation.rows import Evaluated
+from olmoe_parrots.evaluation.task_tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver:UserWarning")
 
@@ -232,6 +237,7 @@ def teach(loaded: LoadedModel, samples: list[dict[str, Any]]) -> None:
     assert loss.item() < 0.05, loss.item()
 
 
+@pytest.mark.slow
 def test_a_model_that_was_taught_the_answers_gets_all_of_them(tasks: dict[str, Any], tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer.json")
     loaded = make_loaded(tokenizer, "moe", init_std=0.05)
@@ -262,6 +268,7 @@ def test_a_model_that_was_taught_the_answers_gets_all_of_them(tasks: dict[str, A
     assert (problem["generated"], problem["extracted"], problem["gold"]) == (" The answer is 12.", "12", "12.0")
     assert (expression["generated"], expression["extracted"]) == (" so $\\frac{1}{2}$", "\\frac{1}{2}")
     check_partial_scores(loaded, tasks)
+    check_rows(loaded, tasks)
 
 
 def check_prompts(samples: list[dict[str, Any]]) -> None:
@@ -293,6 +300,19 @@ def check_partial_scores(loaded: LoadedModel, tasks: dict[str, Any]) -> None:
     assert f1.standard_error == pytest.approx((sum((value - mean) ** 2 for value in values) / 5 / 6) ** 0.5)
     assert exact.value == pytest.approx(2 / 6)
     assert [score.examples for score in evaluate_generation(loaded, {"web_questions_gen": task}, limit=2)] == [2, 2]
+
+
+def check_rows(loaded: LoadedModel, tasks: dict[str, Any]) -> None:
+    """What the evaluation command appends to a results file, and finds there again."""
+    settings = Settings(loaded.cfg, torch.device("cpu"), batch_size=4, limit=3)
+    one = Generated(GENERATION_TASKS["svamp_gen"], tasks["svamp_gen"], load_tokenizer(loaded.cfg), settings)
+    counts = dict.fromkeys(("total_params", "active_params", "non_embedding_params", "training_tokens"), 1)
+    facts = {"model": "tiny", "config_digest": "x", **counts, "training_flops": 1.0, "step": 7, "checkpoint": "a/step7"}
+    (row,) = one.rows(Evaluated(facts), SimpleNamespace(model=loaded.model))
+    assert (row.task, row.split, row.metric, row.value, row.examples) == ("svamp_gen", "test", "accuracy", 1.0, 3)
+    assert (row.details["limit"], row.details["shots"], row.details["truncated"]) == (3, 8, 3)
+    assert Evaluated(facts).holds([row], one.name, one.metric, one.details)
+    json.loads(row.as_line())
 
 
 def test_minervas_prompt_is_the_published_one(local: Path) -> None:

@@ -139,10 +139,10 @@ def load(name: str, local: str | None = None, **_: Any) -> dict[str, Any]:
     from datasets import Dataset
 
     benchmark = BENCHMARKS[name]
-    read = _hub_rows if local is None else _local_rows
     found = {}
     for split in benchmark.splits:
-        rows = [_converted(benchmark, where, row) for where, row in read(name, split, local)]
+        every = _hub_rows(name, split) if local is None else _local_rows(name, split, local)
+        rows = [_converted(benchmark, where, row) for where, row in every]
         if not rows:
             raise InputError(f"{name}, split {split}", "it holds no rows", "bring its files again")
         found[split] = Dataset.from_list(rows)
@@ -157,7 +157,7 @@ def _converted(benchmark: Benchmark, where: str, row: Row) -> Row:
         raise InputError(where, what, "bring files with the hub's columns") from None
 
 
-def _hub_rows(name: str, split: str, local: None) -> Iterator[tuple[str, Row]]:
+def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Row]]:
     import datasets
 
     benchmark = BENCHMARKS[name]
