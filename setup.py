@@ -23,6 +23,7 @@ CORE = [
     "tqdm>=4.66",
     "rich>=13.7",
     "matplotlib>=3.8",
+    "jinja2>=3.1",
 ]
 EXTRAS = {
     "data": [

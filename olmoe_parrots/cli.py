@@ -13,6 +13,10 @@ COMMANDS = {
     "show": "data_prep.show",
     "synthetic": "olmoe_parrots.synthetic",
     "launch": "launch",
+    "evaluate": "olmoe_parrots.evaluate",
+    "routing": "olmoe_parrots.routing",
+    "results": "olmoe_parrots.results",
+    "report": "olmoe_parrots.report",
     "figures": "olmoe_parrots.figures",
     "analysis": "olmoe_parrots.analysis",
 }
