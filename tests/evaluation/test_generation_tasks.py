@@ -276,6 +276,8 @@ def check_prompts(samples: list[dict[str, Any]]) -> None:
     fact, problem, expression = (samples[i * COUNT]["prompt"] for i in range(3))
     assert fact.count("Question: who is ") == 6 and fact.count("\n\n") == 5
     assert fact.startswith("Question: who is ") and fact.endswith(f"\n\nQuestion: {samples[0]['question']}\nAnswer:")
+    shown = {sample["prompt"].rpartition("Question: ")[0] for sample in samples[:COUNT]}
+    assert len(shown) == 1, "the same for every question, on whatever rank"
     assert " the " in fact.split("\nAnswer:")[1]
     assert problem.startswith("Q: There are 15 trees in the grove.") and problem.count("\nA: ") == 8
     assert problem.endswith(f"The answer is 8.\n\nQ: {samples[COUNT]['question']}\nA:")

@@ -1,9 +1,36 @@
-"""The worked examples that stand before a problem, from the packages that carry them."""
+"""The worked examples that stand before a problem: drawn from a training set, or from the packages that carry them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
+
+from lm_eval.api.samplers import ContextSampler
+
+from olmoe_parrots.errors import InputError
+
+
+class SameExamples(ContextSampler):
+    """Draws by the seed alone, so the same examples for every question.
+
+    lm-evaluation-harness's own goes on drawing, so that what a question gets depends on those before it on its rank.
+    """
+
+    seed: int | None = 1234
+
+    def set_rnd(self, rnd: int | None) -> SameExamples:
+        """Draw by this seed."""
+        self.seed = rnd
+        return self
+
+    def sample(self, n: int, eval_doc: Any = None, df: Any = None, **kwargs: Any) -> Sequence[dict[str, Any]]:
+        """``n`` examples, in an order of their own. Raises InputError where there are fewer."""
+        if len(self.df) < n:
+            what = f"{n} are asked for and the training split has {len(self.df)}"
+            raise InputError("worked examples", what, "bring the whole training split")
+        return Random(self.seed).sample(list(self.df), n)
 
 
 def chain_of_thought() -> list[dict[str, Any]]:
