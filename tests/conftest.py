@@ -23,6 +23,13 @@ if not torch.cuda.is_available():
     # MegaBlocks' kernels then run in Triton's interpreter, which has to be known before any test module imports triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: they are shared out between processes, and none of them should be left to the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 REPOSITORY = Path(__file__).parent.parent
 VOCABULARY, EOS, PAD = 128, 2, 0
 

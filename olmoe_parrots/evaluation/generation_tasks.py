@@ -172,6 +172,7 @@ class Generated:
     Args:
         prepared: the task's of :func:`prepare_tasks`.
         samples: a file that a line an example is appended to.
+        local: the folder of the data, where it is not the hub's.
     """
 
     task: EvaluationTask
@@ -179,12 +180,14 @@ class Generated:
     tokenizer: TaskTokenizer
     settings: Settings
     samples: Path | None = None
+    local: str | None = None
     details: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         told = self.settings.details()
         told["measured_with"] = {**told["measured_with"], "lm-eval": version("lm-eval")}
-        object.__setattr__(self, "details", {"shots": self.task.shots, "examples_seed": SEED, **told})
+        told |= {"shots": self.task.shots, "examples_seed": SEED, "local": self.local}
+        object.__setattr__(self, "details", told)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from .harness import Score
 
 PERPLEXITY = "perplexity"
 """The task of measurements on held-out text; ``perplexity/SOURCE`` for one source."""
-SAME_DETAILS = ("limit", "precision", "folder")
+SAME_DETAILS = ("limit", "precision", "folder", "local")
 """The details that make one measurement another."""
 
 _DECIDES = (
