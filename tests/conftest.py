@@ -25,7 +25,7 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: they are shared out between processes, and none of them should be left to the end."""
+    """Files with slow tests first: processes share the files, and none should be left to the end with a slow one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
