@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import signal
@@ -34,6 +35,9 @@ class Run:
         path = self.folder / f"{rank}.{what}"
         return path.read_text() if path.exists() else ""
 
+    def _has_failed(self) -> bool:
+        return any(self._told(rank, "code") not in ("", "0") for rank in range(self.ranks))
+
     def output_of(self, rank: int, timeout: float = 600) -> str:
         """What one rank printed, when it has ended, whatever the others do."""
         _wait_for(lambda: self._told(rank, "code"), timeout)
@@ -57,19 +61,29 @@ class Run:
                     os.kill(pid, signal.SIGKILL)
 
     def communicate(self, timeout: float = 600) -> tuple[str, None]:
-        """What the ranks printed, one after the other, when all have ended."""
-        _wait_for(lambda: self.returncode is not None, timeout)
+        """What the ranks printed, one after the other, when all have ended.
+
+        As torchrun does, it ends those that are left when one has failed; those that fail with it have ten seconds.
+        """
+        _wait_for(lambda: self.returncode is not None or self._has_failed(), timeout)
+        with contextlib.suppress(AssertionError):
+            _wait_for(lambda: self.returncode is not None, 10)
+        self.kill()
+        _wait_for(lambda: self.returncode is not None, 10)
         return "".join((self.folder / f"{rank}.txt").read_text() for rank in range(self.ranks)), None
 
 
-def start_run(arguments: list[str], ranks: int, environment: dict[str, str], port: int) -> Run:
-    """Start `python -m olmoe_parrots.train ARGUMENTS`, with the variables that torchrun sets for several ranks."""
+def start_run(
+    arguments: list[str], ranks: int, environment: dict[str, str], port: int, module: str = "olmoe_parrots.train"
+) -> Run:
+    """Start `python -m MODULE ARGUMENTS`, with the variables that torchrun sets for several ranks."""
     folder = Path(tempfile.mkdtemp(prefix="run-"))
     for rank in range(ranks):
         several = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         several |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         variables = environment | ({name: str(value) for name, value in several.items()} if ranks > 1 else {})
-        request = {"arguments": arguments, "environment": variables, "folder": str(folder), "rank": rank}
+        request = {"module": module, "arguments": arguments, "environment": variables}
+        request |= {"folder": str(folder), "rank": rank}
         stdin = _server().stdin
         assert stdin is not None
         stdin.write(json.dumps(request) + "\n")
@@ -100,13 +114,12 @@ def _serve() -> None:
         request = json.loads(line)
         path = Path(request["folder"]) / str(request["rank"])
         if (pid := os.fork()) == 0:
-            _train(request, path)
+            _run(request, path)
         threading.Thread(target=_tell_end, args=(pid, path), daemon=True).start()
         _write(path.with_suffix(".pid"), pid)
 
 
-def _train(request: dict[str, Any], path: Path) -> None:
-    from olmoe_parrots import train
+def _run(request: dict[str, Any], path: Path) -> None:
     from olmoe_parrots.errors import report_and_exit
 
     os.environ.clear()
@@ -115,8 +128,8 @@ def _train(request: dict[str, Any], path: Path) -> None:
         os.dup2(nothing.fileno(), 0)
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
-    sys.argv = ["train.py", *request["arguments"]]
-    report_and_exit(lambda: train.main(request["arguments"]))
+    sys.argv = [request["module"], *request["arguments"]]
+    report_and_exit(lambda: importlib.import_module(request["module"]).main(request["arguments"]))
 
 
 def _tell_end(pid: int, path: Path) -> None:

