@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -168,14 +166,11 @@ def train(config: Path, *overrides: str, ranks: int = 1) -> str:
 
 
 def train_many(ranks: int, arguments: list[str]) -> None:
-    """Train several configs under torchrun, one after the other in one process a rank; see tests/train_many.py."""
-    torchrun = ["torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
-    command = [sys.executable, "-m", *torchrun, "tests/train_many.py", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    """Train several configs one after the other; see tests/train_many.py."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = start_run(arguments, ranks, environment, free_port(), "train_many")
+    output, _ = run.communicate(900)
+    assert run.returncode == 0, output[-6000:]
 
 
 def metrics_of(folder: Path) -> dict[int, dict]:

@@ -2,14 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, free_port, write_shards
+from conftest import REPOSITORY, free_port, train_many, write_shards
 from synthetic_data import TASKS, make_data
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -39,16 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = list(TASKS)[number % 2]
         data = make_data(root / name, name, test_size=8)
         arguments.append(_argument(root / "synthetic" / config.stem, config, [f"data_folder={data}"]))
-    done = subprocess.run(
-        [sys.executable, "tests/train_many.py", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    train_many(1, arguments)
     return root
 
 

@@ -1,15 +1,17 @@
-"""Trains several configs one after the other in one process a rank, to import torch and OLMo once for all of them.
+"""Trains several configs one after the other in one process a rank.
 
 Arguments read "PORT:CONFIG OVERRIDE ...". Each run meets on a port of its own: ranks that leave one run early must not
 find the store of the last one.
 """
 
 import os
-import sys
 
-from olmoe_parrots.train import main
+from olmoe_parrots import train
 
-os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-for argument in sys.argv[1:]:
-    os.environ["MASTER_PORT"], _, words = argument.partition(":")
-    assert main(words.split()) == 0
+
+def main(arguments: list[str]) -> int:
+    for argument in arguments:
+        os.environ["MASTER_PORT"], _, words = argument.partition(":")
+        if code := train.main(words.split()):
+            return code
+    return 0
