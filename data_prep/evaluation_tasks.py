@@ -80,7 +80,7 @@ def _math(row: Row) -> list[str]:
     return re.split(r"\[asy\].*?\[/asy\]", row["problem"], flags=re.DOTALL)
 
 
-_MATH_SUBJECTS = (
+MATH_SUBJECTS = (
     "algebra",
     "counting_and_probability",
     "geometry",
@@ -183,12 +183,12 @@ TASKS: dict[str, Task] = {
     "gsm_hard": Task("reasoning-machines/gsm-hard", _DEFAULT, ("train",), _gsm_hard, {}),
     "math": Task(
         "EleutherAI/hendrycks_math",
-        _MATH_SUBJECTS,
+        MATH_SUBJECTS,
         _TEST,
         _math,
         {
             f"test/{subject}": f"{_OE}/minerva_math_{subject}/gold_bpb_0shot/requests.jsonl.gz"
-            for subject in _MATH_SUBJECTS
+            for subject in MATH_SUBJECTS
         },
     ),
 }

@@ -219,4 +219,4 @@ def _without_results(jobs: Iterable[Job], results: Results) -> list[Job]:
 
 def studies_of(sweep: Sweep) -> list[Study]:
     """Every study of a sweep, in the file's order."""
-    return [Study(sweep, task, model) for task in sweep.tasks for model in sweep.models]
+    return [Study(sweep, task, model) for task in sweep.tasks for model in task.models]

@@ -105,11 +105,13 @@ class TaskSpec:
 
     Args:
         label: its name in results, the task's with the options that the sweep varies.
+        models: those that train on it.
         sizes: training examples; with `capacity` the ladder that is searched, else each is trained.
         data_seed: of the data of all runs; None for each run's own seed.
     """
 
     label: str
+    models: tuple[Model, ...]
     task: PhoneBook | ShortestPath
     sizes: tuple[int, ...]
     test_size: int
@@ -189,8 +191,12 @@ class Sweep:
 
     name: str
     output: Path
-    models: tuple[Model, ...]
     tasks: tuple[TaskSpec, ...]
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Those of all tasks, each once."""
+        return tuple(dict.fromkeys(model for task in self.tasks for model in task.models))
 
     @property
     def results(self) -> Path:

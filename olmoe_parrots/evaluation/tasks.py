@@ -56,6 +56,20 @@ class EvaluationTask:
     examples: int | None
 
 
+class MeasuredTask:
+    """Named as its task is."""
+
+    task: EvaluationTask
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def metric(self) -> str:
+        return self.task.metric
+
+
 def _options(label: str, title: str, prompt: str, examples: int) -> EvaluationTask:
     return EvaluationTask(label, title, "commonsense", ACCURACY, label, 0, "validation", prompt, examples)
 

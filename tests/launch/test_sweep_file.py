@@ -68,6 +68,9 @@ def test_a_model_of_equal_flops_trains_for_as_many_steps_as_spend_them(tmp_path:
         ({"models": with_model(SEARCHED, flops_of={"top_k": 2})}, "experts: it is missing"),
         ({"models": [*with_model(SEARCHED), *with_model(SEARCHED)]}, "dense_d16_l2_h2 stands twice"),
         ({"tasks": [*with_task(SEARCHED), *with_task(SEARCHED)]}, "another label"),
+        ({"models": None}, "models: it is missing"),
+        ({"tasks": with_task(SEARCHED, models=[])}, "tasks[0]: models: the list is empty"),
+        ({"tasks": with_task(SEARCHED, models=with_model(SEARCHED, top_k=9))}, "more than the 8 experts"),
         ({"tasks": with_task(SEARCHED, task="phone_bok")}, "did you mean phone_book?"),
         ({"tasks": with_task(SEARCHED, sizes=[16])}, "fewer than a batch of 32"),
         ({"tasks": with_task(SEARCHED, sizes={"smallest": 64, "largest": 32})}, "at least 64"),
@@ -99,6 +102,16 @@ def test_an_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, FIXED, tasks=with_task(FIXED, training=training))
     with pytest.raises(InputError, match="precision is no section"):
         studies_of(sweep)[0].rate_jobs()[0].config()
+
+
+def test_a_task_may_have_models_of_its_own(tmp_path: Path) -> None:
+    deeper = with_task(FIXED, models=[{"width": 16, "layers": 3, "heads": 2}])
+    sweep = make_sweep(tmp_path, tasks=[*with_task(SEARCHED), *deeper])
+    names = [(study.task.label, study.model.name) for study in studies_of(sweep)]
+    shared = ["dense_d16_l2_h2", "moe_d16_e8_k2_l2_h2", "dense_d32_l2_h2", "moe_d32_e8_k2_l2_h2"]
+    assert names == [*(("phone_book", name) for name in shared), ("shortest_path", "dense_d16_l3_h2")]
+    assert [model.name for model in sweep.models] == [*shared, "dense_d16_l3_h2"]
+    assert make_sweep(tmp_path, tasks=deeper, models=None).models == sweep.tasks[1].models
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

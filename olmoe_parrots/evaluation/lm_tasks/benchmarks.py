@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_prep.evaluation_tasks import MATH_SUBJECTS
 from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError
 from olmoe_parrots.evaluation.answers import boxed_content
@@ -97,16 +98,6 @@ def _distinct(answers: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(answers))
 
 
-_MATH_SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
-
 BENCHMARKS: dict[str, Benchmark] = {
     "trivia_qa": Benchmark("mandarjoshi/trivia_qa", ("rc.nocontext",), "validation", "train", _trivia_qa),
     "natural_questions": Benchmark(
@@ -121,7 +112,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "svamp": Benchmark("ChilleD/SVAMP", (None,), "test", None, _svamp),
     "gsm8k": Benchmark("openai/gsm8k", ("main",), "test", None, _gsm8k),
     "gsm_hard": Benchmark("reasoning-machines/gsm-hard", (None,), "train", None, _gsm_hard),
-    "math": Benchmark("EleutherAI/hendrycks_math", _MATH_SUBJECTS, "test", None, _math),
+    "math": Benchmark("EleutherAI/hendrycks_math", MATH_SUBJECTS, "test", None, _math),
 }
 """By the names of their folders below ``--local DIR``, which are those that decontamination reads too."""
 
