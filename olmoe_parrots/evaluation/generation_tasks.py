@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -95,16 +96,19 @@ class GenerationScore:
     truncated: int
 
 
-def prepare_tasks(names: Iterable[str], local: str | None = None) -> dict[str, Any]:
+def prepare_tasks(
+    names: Iterable[str], local: str | None = None, training_problems: str | None = None
+) -> dict[str, Any]:
     """lm-evaluation-harness's tasks with their data, by name: all that can be missing, before a model is loaded.
 
     Args:
         names: of GENERATION_TASKS or GENERATION_GROUPS.
         local: a folder, on disk or under ``s3://``, with a folder of files for each benchmark; None for the hub.
+        training_problems: a file of drawn training problems, which are asked in place of the test split.
 
     Raises InputError for an unknown name, a package that is not installed, and data that is not there.
     """
-    asked = _resolved(names)
+    asked = resolve_generated(names)
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -112,7 +116,8 @@ def prepare_tasks(names: Iterable[str], local: str | None = None) -> dict[str, A
         raise InputError("generation tasks", f"{error.name} is not installed", remedy) from None
     from olmoe_parrots.evaluation.lm_tasks import FOLDER
 
-    metadata: Any = {} if local is None else {"local": local}
+    places = {"local": local, "training_problems": training_problems}
+    metadata: Any = {name: place for name, place in places.items() if place is not None}
     with _quiet("lm_eval"):
         manager = TaskManager(include_path=FOLDER, include_defaults=False, metadata=metadata)
         return {name: manager.load(name)["tasks"][name] for name in asked}
@@ -127,6 +132,7 @@ def evaluate_generation(
     seed: int = SEED,
     samples: Path | None = None,
     tokenizer: TaskTokenizer | None = None,
+    split: str | None = None,
 ) -> Iterator[GenerationScore]:
     """The scores of each task as soon as it is done, its own metric first.
 
@@ -134,9 +140,10 @@ def evaluate_generation(
         tasks: from :func:`prepare_tasks`; each may be evaluated again, with another model.
         limit: of each task, so many examples from the first; all when None.
         seed: worked examples are drawn by it, where they are drawn.
-        samples: a file that gets one JSON line an example appended: checkpoint, task, number, question, prompt,
-            generated, extracted, gold and scores.
+        samples: a file that gets one JSON line an example appended: checkpoint, task, split, number, question,
+            prompt, generated, extracted, gold and scores.
         tokenizer: the run's own when None.
+        split: what samples say of it; the task's when None.
 
     Each of several ranks must hold the whole model and call this; the examples are shared out, and only rank 0 yields.
     Raises InputError where ranks are more than examples.
@@ -157,7 +164,8 @@ def evaluate_generation(
         if results is None:
             continue
         if samples is not None:
-            _append_samples(samples, loaded, name, results["samples"][name])
+            about = {"checkpoint": loaded.path, "task": name, "split": split or GENERATION_TASKS[name].split}
+            _append_samples(samples, about, results["samples"][name])
         for metric in task.higher_is_better():
             value = results["results"][name][f"{metric},answer"]
             error = results["results"][name][f"{metric}_stderr,answer"]
@@ -173,6 +181,7 @@ class Generated(MeasuredTask):
         prepared: the task's of :func:`prepare_tasks`.
         samples: a file that a line an example is appended to.
         local: the folder of the data, where it is not the hub's.
+        about: what rows say besides, of data that is neither.
     """
 
     task: EvaluationTask
@@ -181,13 +190,14 @@ class Generated(MeasuredTask):
     settings: Settings
     samples: Path | None = None
     local: str | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         told = self.settings.details()
         told["measured_with"] = {**told["measured_with"], "lm-eval": version("lm-eval")}
-        told |= {"shots": self.task.shots, "examples_seed": SEED, "local": self.local}
-        object.__setattr__(self, "details", told)
+        told |= {"shots": self.task.shots, "examples_seed": SEED, "prompt": prompt_digest(self.prepared)}
+        object.__setattr__(self, "details", {**told, "local": self.local, **self.about})
 
     def rows(self, evaluated: Evaluated, loop: Any) -> list[Row]:
         """Measure. All ranks must call this together; rank 0 gets the rows.
@@ -207,6 +217,7 @@ class Generated(MeasuredTask):
             batch_size=self.settings.batch_size,
             samples=self.samples,
             tokenizer=self.tokenizer,
+            split=self.task.split,
         )
         rows: list[Row] = []
         for one in found:
@@ -215,14 +226,13 @@ class Generated(MeasuredTask):
         return rows
 
 
-def _append_samples(path: Path, loaded: LoadedModel, name: str, found: list[dict[str, Any]]) -> None:
+def _append_samples(path: Path, about: Mapping[str, Any], found: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         for sample in sorted(found, key=lambda sample: sample["doc_id"]):
             document = sample["doc"]
             row = {
-                "checkpoint": loaded.path,
-                "task": name,
+                **about,
                 "number": sample["doc_id"],
                 "question": document.get("question", document.get("problem")),
                 "prompt": sample["arguments"][0][0],
@@ -234,7 +244,20 @@ def _append_samples(path: Path, loaded: LoadedModel, name: str, found: list[dict
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _resolved(names: Iterable[str]) -> list[str]:
+def prompt_digest(prepared: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of all that a task puts around a question.
+
+    That is its worked examples and its prompt, the strings at which answers stop, and their length.
+    """
+    blank = {"question": "QUESTION", "problem": "PROBLEM", "answer": "ANSWER", "answers": ["ANSWER"]}
+    prepared.set_fewshot_seed(SEED)
+    prompt = prepared.fewshot_context(blank, num_fewshot=prepared.config.num_fewshot)
+    text = json.dumps([prompt, prepared.config.generation_kwargs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resolve_generated(names: Iterable[str]) -> list[str]:
+    """The tasks of the groups and names, each once. Raises InputError for an unknown name, with the nearest ones."""
     found: dict[str, None] = {}
     for name in names:
         for part in GENERATION_GROUPS.get(name, (name,)):

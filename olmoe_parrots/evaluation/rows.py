@@ -17,8 +17,8 @@ from .harness import Score
 
 PERPLEXITY = "perplexity"
 """The task of measurements on held-out text; ``perplexity/SOURCE`` for one source."""
-SAME_DETAILS = ("limit", "precision", "folder", "local")
-"""The details that make one measurement another."""
+SAME_DETAILS = ("limit", "precision", "folder", "local", "problems_sha256")
+"""The details that make one measurement another. Of training problems the file's sum counts, wherever it lies."""
 
 _DECIDES = (
     "seed",
@@ -96,7 +96,10 @@ class Evaluated:
         ]
 
     def holds(self, rows: Iterable[Row], task: str, metric: str, details: dict[str, Any]) -> bool:
-        """Whether one of ``rows`` is this measurement of this checkpoint, made in the same way (SAME_DETAILS)."""
+        """Whether one of ``rows`` is this measurement of this checkpoint, made in the same way (SAME_DETAILS).
+
+        Those on training problems are told from those on a task's own split by ``problems_sha256``.
+        """
         wanted = [details.get(name) for name in SAME_DETAILS]
         return any(
             (row.task, row.metric) == (task, metric)

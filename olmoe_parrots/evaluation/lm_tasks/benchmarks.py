@@ -17,6 +17,7 @@ from data_prep.evaluation_tasks import MATH_SUBJECTS
 from olmoe_parrots import remote
 from olmoe_parrots.errors import InputError
 from olmoe_parrots.evaluation.answers import boxed_content
+from olmoe_parrots.evaluation.training_problems import read_problems
 
 Row = dict[str, Any]
 
@@ -117,12 +118,14 @@ BENCHMARKS: dict[str, Benchmark] = {
 """By the names of their folders below ``--local DIR``, which are those that decontamination reads too."""
 
 
-def load(name: str, local: str | None = None, **_: Any) -> dict[str, Any]:
+def load(name: str, local: str | None = None, training_problems: str | None = None, **_: Any) -> dict[str, Any]:
     """The splits of a benchmark that its task needs, {split: datasets.Dataset}.
 
     Args:
         name: a key of BENCHMARKS.
         local: a folder, on disk or under ``s3://``, that holds a folder of files for each benchmark; None for the hub.
+        training_problems: a file of drawn training problems, of which those of the benchmark stand in for its evaluated
+            split; see :mod:`olmoe_parrots.evaluation.training_problems`.
 
     lm-evaluation-harness calls this with the metadata of a task, so that its ``--metadata '{"local": "DIR"}'`` has
     local files read. Raises InputError for data that is not there, naming what to bring where, or that cannot be read.
@@ -130,6 +133,8 @@ def load(name: str, local: str | None = None, **_: Any) -> dict[str, Any]:
     from datasets import Dataset
 
     benchmark = BENCHMARKS[name]
+    if training_problems is not None:
+        return {benchmark.split: Dataset.from_list(read_problems(training_problems).of_group(name))}
     found = {}
     for split in benchmark.splits:
         every = _hub_rows(name, split) if local is None else _local_rows(name, split, local)
