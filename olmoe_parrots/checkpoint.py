@@ -158,19 +158,21 @@ def latest_checkpoint(
     return None
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint that cannot be used, so that a whole one can have its place; returns where it is now."""
+    place = checkpoint.with_name(DAMAGED + checkpoint.name)
+    number = 1
+    while place.exists():
+        number += 1
+        place = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}.{number}")
+    checkpoint.rename(place)
+    log.warning("%s was set aside as %s", checkpoint, place)
+    return place
+
+
 def set_aside_later(folder: Path, step: int) -> list[Path]:
     """Rename the checkpoints after `step`, which a run that goes on from there would collide with; their new places."""
-    moved = []
-    for checkpoint in checkpoints_in(folder):
-        if checkpoint.step > step:
-            place = checkpoint.path.with_name(DAMAGED + checkpoint.path.name)
-            number = 1
-            while place.exists():
-                number += 1
-                place = checkpoint.path.with_name(f"{DAMAGED}{checkpoint.path.name}.{number}")
-            checkpoint.path.rename(place)
-            moved.append(place)
-    return moved
+    return [set_aside(checkpoint.path) for checkpoint in checkpoints_in(folder) if checkpoint.step > step]
 
 
 def check_save_folder(

@@ -16,7 +16,11 @@ from .accounting import ModelShape
 from .checkpoint import Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
 from .errors import InputError
 from .preflight_data import check_data, refuse
+from .remote import is_remote
+from .remote_checkpoint import check_remote_save_folder, fetch_checkpoint, fetch_newest
 
+LOADED = ".loaded"
+"""In the save folder: a copy of the checkpoint of S3 that a run starts from, removed once it is loaded."""
 BACKENDS = ("auto", "sparse", "grouped", "megablocks", "loop")
 
 
@@ -103,7 +107,8 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     """Check a loaded config against itself, its data, its save folder and the number of ranks.
 
     :param cfg: a :class:`olmoe_parrots.config.TrainConfig`.
-    :returns: the checkpoint that the run resumes from, if any (``None`` too for a remote ``load_path``).
+    :returns: the checkpoint that the run resumes from, if any; one on S3 is fetched by the first rank, and is ``None``
+        on the others.
     :raises InputError: for whatever is wrong.
     """
     _check_model(cfg.model, config_path)
@@ -111,6 +116,7 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     _check_batch(cfg, config_path, world_size)
     _check_strategy(cfg, config_path, world_size)
     check_data(cfg, config_path, world_size)
+    _check_disk(cfg)
     resume_from = find_resume_point(cfg)
     goes_on = cfg.try_load_latest_save
     check_save_folder(
@@ -120,7 +126,8 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
         goes_on=goes_on,
         sharded_too=_loads_sharded(cfg),
     )
-    _check_disk(cfg)
+    if cfg.remote_save_folder is not None and _is_first_rank():
+        check_remote_save_folder(cfg.remote_save_folder, resume_from, overwrite=cfg.save_overwrite)
     return resume_from
 
 
@@ -220,19 +227,34 @@ def _check_strategy(cfg: Any, path: str, world_size: int) -> None:
 
 
 def find_resume_point(cfg: Any) -> Checkpoint | None:
-    """The checkpoint that ``try_load_latest_save`` or ``load_path`` names; a remote ``load_path`` is left to OLMo.
+    """The checkpoint that ``try_load_latest_save`` or ``load_path`` names.
 
-    The first rank compares every byte with the checkpoint's manifest, the others sizes.
+    The first rank compares every byte with the checkpoint's manifest, the others sizes. It also fetches what is on S3:
+    of ``remote_save_folder`` a checkpoint that is newer than those in the save folder, into that folder; one that
+    ``load_path`` names into :data:`LOADED` below it.
     """
-    every_byte = os.environ.get("RANK", "0") in ("", "0")
+    folder = Path(cfg.save_folder)
     if cfg.try_load_latest_save:
-        folder = Path(cfg.save_folder)
-        latest = latest_checkpoint(folder, sharded_too=_loads_sharded(cfg), every_byte=every_byte)
+        sharded_too = _loads_sharded(cfg)
+        latest = latest_checkpoint(folder, sharded_too=sharded_too, every_byte=_is_first_rank())
+        if cfg.remote_save_folder is not None and _is_first_rank():
+            after = -1 if latest is None else latest.step
+            latest = fetch_newest(cfg.remote_save_folder, folder, after=after, sharded_too=sharded_too) or latest
         if latest is not None:
             return latest
-    if cfg.load_path is None or "://" in cfg.load_path:
+    if cfg.load_path is None:
         return None
-    return checkpoint_at(Path(cfg.load_path), every_byte=every_byte)
+    if not is_remote(cfg.load_path):
+        return checkpoint_at(Path(cfg.load_path), every_byte=_is_first_rank())
+    if not _is_first_rank():
+        return None
+    shutil.rmtree(folder / LOADED, ignore_errors=True)  # of a run that was interrupted
+    address = cfg.load_path.rstrip("/")
+    return fetch_checkpoint(address, folder / LOADED / address.rpartition("/")[2])
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def _loads_sharded(cfg: Any) -> bool:

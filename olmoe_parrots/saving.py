@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from olmo.config import CheckpointType
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size, synchronize_flag
 from olmo.train import Trainer
 
 from .checkpoint import NAME, seal, sync, sync_one
 from .config import TrainConfig
 from .errors import RunError
+from .remote_checkpoint import Uploads
 from .stopping import StopRequest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -35,6 +37,8 @@ class SavingTrainer(Trainer):
     stop_request: StopRequest | None = None
     stopped_early: bool = False
     """Whether training ended on a signal or at the time limit, with a checkpoint to go on from."""
+    uploads: Uploads | None = None
+    """Copies to ``remote_save_folder``, on the first rank."""
     _cancel_check_interval: int = 1
     _is_watched: bool = False
 
@@ -106,23 +110,42 @@ class SavingTrainer(Trainer):
         self.watch()
         # OLMo makes the checkpointer anew for each save and renames inside this context (olmo/checkpoint.py:550)
         checkpointer._temporary_wd = _sealing(checkpointer._temporary_wd)
-        return super()._save_checkpoint(checkpointer, checkpoint_type)
+        # OLMo would copy each file as it is written (olmo/util.py:399): half a checkpoint could be seen
+        checkpointer.save_checkpoint = _without_upload(checkpointer.save_checkpoint)
+        saved = super()._save_checkpoint(checkpointer, checkpoint_type)
+        if self.uploads is not None and checkpoint_type != CheckpointType.sharded_ephemeral:
+            self.uploads.add(Path(saved[1] or saved[0]))
+        return saved
 
     def _is_kept(self, checkpoint: Path) -> bool:
         every, match = self.cfg.keep_checkpoints_every or 0, NAME.fullmatch(checkpoint.name)
         return every > 0 and match is not None and int(match[1]) % every == 0
 
+    def _finish_copying(self, checkpoint: Path) -> None:
+        if self.uploads is not None:
+            self.uploads.wait_for(checkpoint)
+            self.watch()
+
     def _remove_sharded_checkpoint(self, idx: int, checkpoints: list[Path]) -> None:
         if checkpoints is not self.ephemeral_checkpoints and self._is_kept(checkpoints[idx]):
             checkpoints.pop(idx)  # OLMo forgets it, the disk does not
         else:
+            self._finish_copying(checkpoints[idx])
             super()._remove_sharded_checkpoint(idx, checkpoints)
 
     def remove_unsharded_checkpoint(self, idx: int = 0) -> None:
         if self._is_kept(self.unsharded_checkpoints[idx]):
             self.unsharded_checkpoints.pop(idx)
         else:
+            self._finish_copying(self.unsharded_checkpoints[idx])
             super().remove_unsharded_checkpoint(idx)
+
+
+def _without_upload(save: Callable[..., None]) -> Callable[..., None]:
+    def without_upload(*args: Any, upload_to: str | None = None, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+
+    return without_upload
 
 
 def _sealing(temporary: Callable[..., AbstractContextManager[Path]]) -> Callable[..., AbstractContextManager[Path]]:

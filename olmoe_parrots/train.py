@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import set_aside_later
 from .errors import report_and_exit
-from .preflight import check, config_error, read_config_text
+from .preflight import LOADED, check, config_error, read_config_text
 from .processes import held_folder
 from .stopping import REQUEUE, StopRequest
 
@@ -141,8 +141,7 @@ def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", dev
         resumes = resume_from is not None and resume_from.path.parent == folder.resolve()
         suffix = f".step{resume_from.step}" if resume_from is not None and resumes else ""
         if resume_from is not None and resumes and not cfg.save_overwrite:
-            for place in set_aside_later(folder, resume_from.step):
-                log.warning("a damaged checkpoint was set aside as %s", place)
+            set_aside_later(folder, resume_from.step)
         cfg.save(folder / f"config{suffix}.yaml")
         record = json.dumps(describe(str(device), world_size()), indent=2)
         (folder / f"provenance{suffix}.json").write_text(record + "\n", encoding="utf-8")
@@ -221,7 +220,9 @@ def _restore(trainer: "ParrotsTrainer", cfg: "TrainConfig", resume_from: "Checkp
             load_optimizer_state=not cfg.reset_optimizer_state,
             load_trainer_state=not cfg.reset_trainer_state,
             sharded_checkpointer=cfg.load_path_sharded_checkpointer,
-        )
+        )  # which ends with a barrier
+        if is_first_rank():
+            shutil.rmtree(Path(cfg.save_folder) / LOADED, ignore_errors=True)
     elif not cfg.no_pre_train_checkpoint:
         from olmo.config import CheckpointType, DistributedStrategy
 
@@ -237,6 +238,7 @@ def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:
     import wandb
 
     from .metrics import Progress
+    from .remote_checkpoint import uploading
     from .saving import told_when_unwritable
 
     folder = Path(cfg.save_folder)
@@ -257,7 +259,10 @@ def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:
                 config=cfg.asdict(exclude=["wandb"]),
             )
     started_at = trainer.global_step
-    with StopRequest() as trainer.stop_request, told_when_unwritable(cfg.save_folder):
+    copied_to = cfg.remote_save_folder if is_first_rank() else None
+    copies = uploading(copied_to, folder, overwrite=cfg.save_overwrite)
+    # a signal while the last copies are waited for ends the process at once
+    with copies as trainer.uploads, told_when_unwritable(cfg.save_folder), StopRequest() as trainer.stop_request:
         trainer.fit()
     if trainer.progress is not None:
         message = f"trained to step {trainer.global_step}: checkpoints and metrics.jsonl are in {folder}"
