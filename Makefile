@@ -10,7 +10,7 @@ MEGABLOCKS := $(VENV)/.megablocks
 CORE_TESTS := tests/test_accounting.py tests/test_preflight.py tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-core test-fast checks install install-core megablocks format clean
+.PHONY: quickstart test test-core test-fast soak checks install install-core megablocks format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m olmoe_parrots.quickstart $(if $(STEPS),--steps $(STEPS))
@@ -32,6 +32,10 @@ $(VENV)-core/.installed: setup.py constraints-core.txt
 	$(VENV)-core/bin/python -c "import torch" 2>/dev/null || $(VENV)-core/bin/python -m pip install --quiet "$(TORCH)"
 	$(VENV)-core/bin/python -m pip install --quiet --constraint constraints-core.txt --editable ".[hf]" pytest pytest-xdist hypothesis networkx
 	touch $@
+
+# The kill test in full, minutes of it; make test has it in short.
+soak: $(INSTALLED)
+	$(BIN)/python tests/soak.py
 
 checks: $(INSTALLED)
 	$(BIN)/ruff check .
