@@ -15,6 +15,8 @@ PERPLEXITY = "perplexity"
 """The task of held-out sequences; of one source of them ``perplexity/SOURCE``. It is measured on a folder."""
 FURTHER = (PERPLEXITY, "routing")
 """Tasks that are none of the catalogue, but of which not all metrics are shown unasked."""
+LOWER_IS_BETTER = ("bits_per_byte", "nats_per_token", "nats_per_character", "perplexity")
+"""Metrics; of all others higher is better."""
 SYNTHETIC = frozenset(task for task, _ in MEASURES)
 
 
@@ -124,7 +126,7 @@ class Catalogue:
         An average is selected where a row is in one of its columns. Raises InputError for names that are neither in
         the catalogue nor in the rows, and where no column is left.
         """
-        found = sorted(dict.fromkeys(Column.of_row(row) for row in evaluations(rows)), key=self._place)
+        found = sorted(dict.fromkeys(Column.of_row(row) for row in evaluations(rows)), key=self.place)
         for name in categories:
             if name not in self.groups:
                 raise InputError(f"--category {name}", "there is no such category", f"use {', '.join(self.groups)}")
@@ -165,7 +167,8 @@ class Catalogue:
         main = [column for column in same if self.is_main(column)] or same
         return main + ([self.column(task)] if task in self.tasks else [])
 
-    def _place(self, column: Column) -> tuple[int, str, int, str]:
+    def place(self, column: Column) -> tuple[int, str, int, str]:
+        """What columns are sorted by: those of the catalogue in its order, then others by name."""
         names = list(self.tasks)
         categories = [*self.groups, "other"]
         category = self.category(column)

@@ -7,7 +7,6 @@ of their own. Bars are 95% confidence intervals: Student's over seeds, 1.96 stan
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from .analysis import CONFIDENCE
-from .columns import PERPLEXITY, Average, Catalogue, Column, evaluations
-from .model_results import Cell, ModelResults, collect, listed, mean_and_error
+from .columns import LOWER_IS_BETTER, PERPLEXITY, Average, Catalogue, Column, evaluations
+from .gaps import Gap, gaps, missing_gaps
+from .model_results import Cell, ModelResults, collect, listed
 from .plotting import METADATA, SETTINGS, draw_lines, label_ticks, legend_of, looks_of, save
 from .results import Row
-from .tables import LOWER_IS_BETTER, category_name, metric_name
+from .tables import category_name, metric_name
 
 VALIDATION = PERPLEXITY, "validation", "perplexity"
 """Task, split and metric of the rows that place a model on the axis of perplexity."""
@@ -67,41 +67,6 @@ class Panel:
     title: str
     value: str
     points: tuple[EvaluationPoint, ...]
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A benchmark that was measured on training problems and on test problems."""
-
-    title: str
-    train: Column
-    test: Column
-
-    def cell(self, model: ModelResults) -> Cell | None:
-        """Train minus test. Its standard error is over seeds where both have the same several, else sqrt(a^2 + b^2)."""
-        train, test = model.cell_of(self.train), model.cell_of(self.test)
-        if train is None or test is None:
-            return None
-        rows, others = model.values[self.train], model.values[self.test]
-        if len(rows) > 1 and set(rows) == set(others):
-            return Cell(*mean_and_error([rows[seed].value - others[seed].value for seed in rows]), len(rows))
-        known = train.error is not None and test.error is not None
-        error = math.hypot(train.error or 0.0, test.error or 0.0) if known else None
-        return Cell(train.value - test.value, error, min(train.seeds, test.seeds))
-
-
-def gaps(rows: Iterable[Row], catalogue: Catalogue) -> list[Gap]:
-    """Benchmarks with rows of the split train and of test (or validation), by a metric of which more is better."""
-    found = dict.fromkeys(Column.of_row(row) for row in rows)
-    pairs = []
-    for train in found:
-        if train.split != "train" or train.metric in LOWER_IS_BETTER:
-            continue
-        tests = [train._replace(split=split) for split in ("test", "validation")]
-        if test := next((column for column in tests if column in found), None):
-            task = catalogue.tasks.get(train.task)
-            pairs.append(Gap(task.title if task else train.task, train, test))
-    return pairs
 
 
 def draw_evaluations(
@@ -175,6 +140,7 @@ class _Drawing:
         if not any(panel.points for panel in panels):
             row = "a task's accuracy of split train beside that of split test"
             self.lacking.append(f"No generalization gap is drawn: no model has rows of {row}.")
+        self.lacking += missing_gaps(self.models, pairs)
         self._draw(panels, "total_params", "generalization_gap", zero=True)
 
     def _points(self, values: Iterable[tuple[ModelResults, Cell | None]], name: str) -> tuple[EvaluationPoint, ...]:

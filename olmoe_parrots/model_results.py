@@ -116,6 +116,16 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
+def errors_note(cells: Iterable[Cell]) -> list[str]:
+    """How a reader takes their standard errors; no line where none has one."""
+    over = {cell.seeds > 1 for cell in cells if cell.error is not None}
+    if not over:
+        return []
+    kinds = {True: "over seeds", False: "over examples"}
+    both = "over seeds where a model has several, otherwise over examples"
+    return [f"± is one standard error, {both if len(over) > 1 else kinds[over.pop()]}."]
+
+
 def outcomes_of(row: Row) -> list[float]:
     """Each example's score, ``details["outcomes"]``; none unless their mean is the row's value."""
     found = row.details.get("outcomes")

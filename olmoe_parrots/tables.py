@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .columns import PERPLEXITY, Average, Catalogue, Column, Selection
+from .columns import LOWER_IS_BETTER, PERPLEXITY, Average, Catalogue, Column, Selection
 from .errors import InputError
-from .model_results import ModelResults, collect, listed
+from .model_results import ModelResults, collect, errors_note, listed
 from .results import Row
 
 METRICS = {
@@ -15,7 +15,6 @@ METRICS = {
     "bits_per_byte": "bits per byte",
     "nats_per_token": "nats per token",
 }
-LOWER_IS_BETTER = ("bits_per_byte", "nats_per_token", "nats_per_character", "perplexity")
 
 
 def metric_name(metric: str) -> str:
@@ -59,8 +58,11 @@ class Table:
         if isinstance(column, Average):
             return "average" if len(column.columns) == column.of else f"average of {len(column.columns)} of {column.of}"
         if column.task in self.catalogue.tasks:
-            title = self.catalogue.tasks[column.task].title
-            return title if column == self.catalogue.column(column.task) else f"{title} ({metric_name(column.metric)})"
+            title, own = self.catalogue.tasks[column.task].title, self.catalogue.column(column.task)
+            if column == own:
+                return title
+            split = "" if column.split == own.split else f", split {column.split}"
+            return f"{title} ({metric_name(column.metric)}{split})"
         task, _, source = column.task.partition("/")
         texts = {other.text for other in self.selection.columns if other.task.split("/")[0] == task}
         where = [f"of {source}"] if source else []
@@ -169,12 +171,7 @@ def _unequal(table: Table) -> list[str]:
 def _reading(table: Table) -> list[str]:
     """How to read values and errors."""
     cells = [cell for m in table.models for column in table.columns if (cell := m.cell_of(column))]
-    over = {cell.seeds > 1 for cell in cells if cell.error is not None}
-    notes = []
-    if over:
-        kinds = {True: "over seeds", False: "over examples"}
-        both = "over seeds where a model has several, otherwise over examples"
-        notes.append(f"± is one standard error, {both if len(over) > 1 else kinds[over.pop()]}.")
+    notes = errors_note(cells)
     lower = dict.fromkeys(metric_name(c.metric) for c in table.columns if c.metric in LOWER_IS_BETTER)
     if lower:
         notes.append(f"Of {' and '.join(lower)} lower is better, of all else higher.")
