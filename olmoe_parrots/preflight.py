@@ -16,9 +16,12 @@ from .accounting import ModelShape
 from .checkpoint import Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
 from .errors import InputError
 from .preflight_data import check_data, refuse
+from .preflight_values import check_values
 from .remote import is_remote
 from .remote_checkpoint import check_remote_save_folder, fetch_checkpoint, fetch_newest
 
+SECTIONS = {"model", "optimizer", "scheduler", "data", "tokenizer", "speed_monitor"}
+"""Those that OLMo reads before the schema is looked at (olmo/config.py:1300)."""
 LOADED = ".loaded"
 """In the save folder: a copy of the checkpoint of S3 that a run starts from, removed once it is loaded."""
 BACKENDS = ("auto", "sparse", "grouped", "megablocks", "loop")
@@ -43,12 +46,18 @@ def read_config_text(path: str, overrides: list[str]) -> list[str]:
         raise InputError(place, f"this is not YAML: {problem}", "mend the file") from None
     if not isinstance(parsed, dict):
         raise InputError(path, "a config is a mapping of options", "mend the file")
+    for section in SECTIONS & parsed.keys():
+        if not isinstance(parsed[section], dict):
+            what = f"it is a section of options, not {parsed[section]!r}"
+            raise InputError(f"{path}, {section}", what, "give a mapping")
     cleaned = []
     for override in overrides:
         key, equals, _ = override.removeprefix("--").partition("=")
         if not override.startswith("--") or not equals or not key:
             raise InputError(f"argument {override!r}", "an override reads --key=value", "write --model.n_layers=4, say")
         parts = key.split(".")
+        if key in SECTIONS:
+            raise InputError(f"argument --{key}", "it is a section of options", f"set one of them: --{key}.NAME=VALUE")
         cleaned.append(".".join([parts[0].replace("-", "_"), *parts[1:]]) + "=" + override.partition("=")[2])
     return cleaned
 
@@ -111,6 +120,7 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
         on the others.
     :raises InputError: for whatever is wrong.
     """
+    check_values(cfg, config_path)
     _check_model(cfg.model, config_path)
     _check_duration(cfg.max_duration, config_path)
     _check_batch(cfg, config_path, world_size)
@@ -135,6 +145,9 @@ def _check_model(model: Any, path: str) -> None:
     if model.d_model % model.n_heads:
         problem = f"the width {model.d_model} does not divide into that many heads"
         raise refuse(path, "model.n_heads", model.n_heads, problem, "choose a divisor of model.d_model")
+    if model.embedding_size is not None and model.embedding_size < model.vocab_size:
+        problem = f"there are {model.vocab_size} ids to embed"
+        raise refuse(path, "model.embedding_size", model.embedding_size, problem, "give as many or more")
     if model.rope and model.d_model // model.n_heads % 2:
         size = model.d_model // model.n_heads
         problem = f"RoPE needs an even head size, not {size}"
@@ -142,10 +155,7 @@ def _check_model(model: Any, path: str) -> None:
     if model.n_heads % model.effective_n_kv_heads:
         problem = f"{model.n_heads} heads cannot share that many key-value heads"
         raise refuse(path, "model.n_kv_heads", model.n_kv_heads, problem, "choose a divisor of model.n_heads")
-    for option in ("d_model", "n_layers", "n_heads", "max_sequence_length", "vocab_size"):
-        if getattr(model, option) < 1:
-            raise refuse(path, f"model.{option}", getattr(model, option), "it must be at least 1", "correct it")
-    if model.n_layers % max(model.block_group_size, 1) or model.block_group_size < 1:
+    if model.n_layers % model.block_group_size:
         problem = f"{model.n_layers} layers do not divide into groups of that size"
         raise refuse(path, "model.block_group_size", model.block_group_size, problem, "choose a divisor")
     if str(model.block_type) == "moe":
@@ -262,6 +272,8 @@ def _loads_sharded(cfg: Any) -> bool:
 
 
 def _check_disk(cfg: Any) -> None:
+    if not cfg.save_folder:
+        raise InputError("save_folder", "it is empty", "name a folder with --save_folder=DIR")
     folder = Path(cfg.save_folder)
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     if not os.access(existing, os.W_OK):

@@ -86,10 +86,10 @@ def _load(path: str, overrides: list[str]) -> "TrainConfig":
     except (OLMoConfigurationError, FileNotFoundError, TypeError, ValueError) as error:
         raise config_error(path, error, overrides) from None
     told = any(override.startswith("precision=") for override in overrides)
-    if cfg.precision is None or (not told and not torch.cuda.is_available() and cfg.precision != "fp32"):
-        if cfg.precision is not None:
-            log.info("no CUDA device: training in fp32 instead of %s (say --precision= to insist)", cfg.precision)
+    if cfg.precision in ("amp_bf16", "amp_fp16") and not told and not torch.cuda.is_available():
+        log.info("no CUDA device: training in fp32 instead of %s (say --precision= to insist)", cfg.precision)
         cfg.precision = "fp32"
+    cfg.precision = cfg.precision or "fp32"
     cfg.model.precision = cfg.precision
     return cfg
 
