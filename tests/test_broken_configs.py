@@ -2,7 +2,6 @@
 
 import copy
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,12 +115,11 @@ def test_the_unbroken_ones_are_accepted(bases: list[dict[str, Any]], tmp_path: P
 
 @pytest.mark.slow
 def test_500_broken_configs_are_refused_in_one_line(bases: list[dict[str, Any]], tmp_path: Path) -> None:
-    chance, kinds, wrong, longest = random.Random(0), Counter[str](), [], 0.0
+    chance, kinds, wrong = random.Random(0), Counter[str](), []
     for number in range(COUNT):
         text, what = broken(bases, chance)
         path = tmp_path / "config.yaml"
         path.write_text(text)
-        start = time.monotonic()
         try:
             train.main([str(path)])
         except InputError as error:
@@ -132,10 +130,8 @@ def test_500_broken_configs_are_refused_in_one_line(bases: list[dict[str, Any]],
             wrong.append(f"{number}, {what}: {error!r}")
         else:
             wrong.append(f"{number}, {what}: a run was started")
-        longest = max(longest, time.monotonic() - start)
     assert wrong == []
     assert sum(kinds.values()) == COUNT and min(kinds.values()) > 20 and len(kinds) == 4
-    assert longest < 10
 
 
 def test_every_range_and_choice_is_of_an_option_and_looked_at(bases: list[dict[str, Any]], tmp_path: Path) -> None:
