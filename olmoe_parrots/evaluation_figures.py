@@ -213,7 +213,8 @@ def _dress(axes: Any, panel: Panel, name: str, *, zero: bool) -> None:
 
 
 def _power(value: float) -> str:
-    return f"{value:.0e}".replace("e+", "e")
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _direction(metric: str) -> str:

@@ -105,17 +105,23 @@ def draw_lines(axes: Any, points: Sequence[Drawable], looks: Looks, x_of: Callab
 def label_ticks(axis: Any, text_of: Callable[[float], str] | None = None) -> None:
     """Ticks of a logarithmic axis that has its points already: powers of ten are too far apart here.
 
-    At 1, 2 and 5, and of an x axis of more than two decades at 1 and 3, since there labels stand side by side.
+    At 1, 2 and 5, and of an x axis of more than two decades at 1 and 3, since there labels stand side by side; of less
+    than half a decade at a few round numbers.
 
     Args:
         text_of: a number as a label; 20k or 1.5M unless given.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-    low, high = axis.axes.get_xlim() if axis.axis_name == "x" else (1.0, 1.0)
+    is_x = axis.axis_name == "x"
+    low, high = axis.axes.get_xlim() if is_x else axis.axes.get_ylim()
     decades = math.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades <= 2 else (1.0, 3.0) if decades <= 4 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=30))
+    if decades < 0.5:  # of 1, 2 and 5 it may hold none
+        axis.set_major_locator(MaxNLocator(4))
+        axis.set_minor_locator(NullLocator())
+    else:
+        subs = (1.0, 2.0, 5.0) if decades <= 2 or not is_x else (1.0, 3.0) if decades <= 4 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=30))
     axis.set_major_formatter(FuncFormatter(lambda value, _: (text_of or short)(value)))
     axis.set_minor_formatter(NullFormatter())
 
