@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from launch.config_grid import override
 from launch.sweep import Model, Sweep, TaskSpec, data_name
 from olmoe_parrots.config_files import config_fields
 from olmoe_parrots.errors import InputError
@@ -108,7 +109,7 @@ class Job:
         config |= {"run_name": self.name, "seed": self.seed, "save_num_checkpoints_to_keep": 1}
         config["scheduler"]["t_warmup"] = int(self.steps * training.warmup_share)
         for key, value in training.overrides.items():
-            _override(config, key, value)
+            override(config, key, value, "training.overrides")
         return config
 
     def data_command(self) -> list[str]:
@@ -185,16 +186,6 @@ class Job:
             learning_rate=self.learning_rate,
             **about,
         )
-
-
-def _override(config: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    inner = config
-    for name in sections:
-        inner = inner.setdefault(name, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"training.overrides, {key}", f"{name} is no section of the config", "correct the key")
-    inner[last] = value
 
 
 def _task_options(task: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from launch.jobs import Job
+from launch.metrics_tail import last_row
 from launch.studies import Results, Study
 
 if TYPE_CHECKING:
@@ -17,24 +17,11 @@ if TYPE_CHECKING:
 
     from launch.local import LocalRunner
 
-_TAIL = 65_536
-
 
 def step_and_loss(folder: Path) -> tuple[int, float] | None:
-    """The last trained step of a run's metrics.jsonl and its loss, read from the file's end; None before the first."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-            return row["step"], row["train/CrossEntropyLoss"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
+    """The last trained step of a run's metrics.jsonl and its loss; None before the first."""
+    row = last_row(folder, "train/CrossEntropyLoss")
+    return None if row is None else (row["step"], row["train/CrossEntropyLoss"])
 
 
 class Clock:

@@ -46,7 +46,7 @@ def print_plan(sweep: Sweep, as_json: bool) -> None:
     if as_json:
         print(json.dumps([describe(job) for study in studies for job in planned_jobs(study)], indent=1))
         return
-    table = _table(f"{sweep.name}: {len(studies)} studies (a model on a task); output {sweep.output}")
+    table = table_of(f"{sweep.name}: {len(studies)} studies (a model on a task); output {sweep.output}")
     headings = ("task", "model", "total", "active", "size", "rates x seeds", "runs", "steps a run", "FLOPs a run")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("task", "model") else "right", no_wrap=True)
@@ -69,7 +69,7 @@ def print_plan(sweep: Sweep, as_json: bool) -> None:
             f"{job.flops:.2e}",
         )
     table.caption = f"{least} to {most} runs; ? is where the search for a capacity begins"
-    _print(table)
+    print_table(table)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def print_status(sweep: Sweep, processes: int) -> None:
     studies = studies_of(sweep)
     results = Results(read_rows(sweep.results) if sweep.results.exists() else ())
     found = states(sweep, studies, results)
-    table = _table(f"{sweep.name}: runs in {sweep.output}")
+    table = table_of(f"{sweep.name}: runs in {sweep.output}")
     for heading in ("run", "state", "step", "loss", "left", "result"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
     for state in found:
@@ -122,7 +122,7 @@ def print_status(sweep: Sweep, processes: int) -> None:
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     left = shown_time(time_left(studies, results, processes))
     table.caption = f"{told}; {decided} of {len(studies)} studies decided; about {left} left on {processes} processes"
-    _print(table)
+    print_table(table)
 
 
 def _started(job: Job) -> float | None:
@@ -137,13 +137,15 @@ def _loss(details: dict[str, object]) -> str:
     return f"{loss:.4f}" if isinstance(loss, float) else "-"
 
 
-def _table(title: str):  # type: ignore[no-untyped-def]
+def table_of(title: str):  # type: ignore[no-untyped-def]
+    """An empty table."""
     from rich.table import Table
 
     return Table(title=title, title_justify="left", caption_justify="left")
 
 
-def _print(table: object) -> None:
+def print_table(table: object) -> None:
+    """Print a table, in full where it goes into a pipe."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
