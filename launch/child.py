@@ -25,12 +25,29 @@ def run(training: list[str], data: list[str], log: Path, lock: object) -> None:
         log: the file that what they print is appended to.
         lock: held for as long as this process lives.
     """
+    _set_up(log)
+    report_and_exit(lambda: make_data([*data, "--processes=1"]) or _train(training))
+
+
+def run_rank(training: list[str], environment: dict[str, str], log: Path, lock: object) -> None:
+    """Run one rank of a training run in this process, which then ends with its exit code.
+
+    Args:
+        training: arguments of `python -m olmoe_parrots.train`.
+        environment: the variables that torchrun would set.
+        log, lock: as for :func:`run`.
+    """
+    os.environ.update(environment)
+    _set_up(log)
+    report_and_exit(lambda: _train(training))
+
+
+def _set_up(log: Path) -> None:
     os.setsid()
     end_with_parent()
     _print_to(log)
     # tqdm's usual lock, shared between processes, is told of as a leak when this one is killed
     tqdm.set_lock(threading.RLock())
-    report_and_exit(lambda: make_data([*data, "--processes=1"]) or _train(training))
 
 
 def _train(arguments: list[str]) -> int:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from launch.jobs import Job
-from launch.processes import LOG, Lock, Running, last_lines, remove_checkpoints, start, stop_all
+from launch.processes import LOG, Lock, Running, interrupted, last_lines, remove_checkpoints, start, stop_all
 from launch.progress import Display
 from launch.studies import Results, studies_of
 from launch.sweep import Sweep
@@ -35,17 +32,15 @@ class LocalRunner:
     def run(self) -> int:
         """Run what is missing; returns 0, or 1 if a run failed. Raises InputError, or KeyboardInterrupt on a signal."""
         lock = Lock(self.sweep.output)
-        before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with Display(self) as display:
-                self._take_in(display)
-                self._loop(lock, display)
-                return self._told(display)
-        finally:
-            stop_all(self.running)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            lock.release()
+        with interrupted():
+            try:
+                with Display(self) as display:
+                    self._take_in(display)
+                    self._loop(lock, display)
+                    return self._told(display)
+            finally:
+                stop_all(self.running)
+                lock.release()
 
     def _take_in(self, display: Display) -> None:
         if self.sweep.results.exists():
@@ -125,7 +120,3 @@ class LocalRunner:
         if undecided:
             display.say(f"{undecided} of {len(self.studies)} studies wait for what failed; start again to try again")
         return 1 if self.failed else 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> Any:
-    raise KeyboardInterrupt

@@ -10,10 +10,12 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from launch.child import run
@@ -100,7 +102,7 @@ class Running:
         code = self.process.exitcode
         assert code is not None
         seconds = round(time.time() - self.started, 1)
-        _note(self.job.folder, {"exit_code": code, "seconds": seconds})
+        note(self.job.folder, {"exit_code": code, "seconds": seconds})
         return code
 
 
@@ -118,7 +120,7 @@ def start(job: Job, lock: Lock) -> Running:
     os.environ["OMP_NUM_THREADS"] = "1"
     process = context.Process(target=run, args=(training, job.data_command()[3:], job.folder / LOG, lock))
     process.start()
-    _note(job.folder, {"pid": process.pid})
+    note(job.folder, {"pid": process.pid})
     return Running(job, process, time.time())
 
 
@@ -131,6 +133,21 @@ def _prepare_folder(folder: Path) -> None:
         for checkpoint in checkpoints_in(folder):
             shutil.rmtree(checkpoint.path)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def interrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt while this is entered."""
+
+    def interrupt(number: int, frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -163,7 +180,8 @@ def last_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _note(folder: Path, state: dict[str, Any]) -> None:
+def note(folder: Path, state: dict[str, Any]) -> None:
+    """Write what :func:`last_state` reads, as a whole or not at all."""
     scratch = folder / f".{STATE}"
     scratch.write_text(json.dumps(state) + "\n", encoding="utf-8")
     os.replace(scratch, folder / STATE)
