@@ -1,0 +1,191 @@
+"""`python -m launch slurm` on a real Slurm: four tiny models all finish, whatever befalls their jobs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, metrics_of, start_train
+from grid_maker import make_grid, write_config, write_grid
+from slurm_cluster import NoSlurmError, running_cluster
+
+from launch import slurm
+from launch.__main__ import main
+from launch.config_grid import GridJob
+from launch.config_grid_file import load_grid
+from launch.processes import last_state
+from launch.run_state import is_done
+
+pytestmark = pytest.mark.slow
+STEPS = 100
+MODELS = {
+    "whole": {"model.d_model": 16},
+    "killed": {"model.moe_num_experts": 8},
+    "preempted": {"model.n_layers": 1},
+    "limited": {"model.moe_top_k": 1},
+}
+USR1_PENDING = 1 << (signal.SIGUSR1 - 1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """The environment of a Slurm of one node."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the names of sockets have to be short
+    try:
+        with running_cluster(folder / "s") as environment:
+            yield environment
+    except NoSlurmError as error:
+        pytest.skip(f"SLURM IS NOT HERE AND CANNOT BE INSTALLED, so nothing was submitted to one: {error}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _user(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster[name])
+
+
+def _wait(until: Callable[[], object], what: str, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def _slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _pids(job: GridJob) -> list[int]:
+    """Processes that train a run, wherever they come from; srun and shells, which name it too, are none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if words[1:3] == [b"-m", b"olmoe_parrots.train"] and str(job.config_path).encode() in words:
+            found.append(int(entry.name))
+    return found
+
+
+def _hold(jobs: dict[str, GridJob]) -> dict[str, list[int]]:
+    """Stop the processes of each run amid its steps, so that what befalls it does so there on any machine."""
+    held: dict[str, list[int]] = {}
+
+    def is_all_held() -> bool:
+        for name, job in jobs.items():
+            path = job.folder / "metrics.jsonl"
+            if name not in held and path.exists() and path.read_bytes().count(b"\n") >= 15:
+                held[name] = _pids(job)
+                for pid in held[name]:
+                    os.kill(pid, signal.SIGSTOP)
+        return len(held) == len(jobs)
+
+    _wait(is_all_held, "they train")
+    for name, job in jobs.items():
+        assert len(held[name]) == job.ranks and max(metrics_of(job.folder)) < STEPS
+    return held
+
+
+def _has_pending(pid: int, signals: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return any(int(line.split()[1], 16) & signals for line in status if line.startswith("ShdPnd"))
+
+
+def _sweep(folder: Path, shards: Path) -> Path:
+    config = write_config(folder / "tiny.yaml", shards, max_duration=STEPS, save_interval=10, console_log_interval=1)
+    entries = [
+        {"configs": [str(config)], "gpus_per_node": gpus, "variants": {name: MODELS[name] for name in names}}
+        for gpus, names in ((0, ("whole", "killed", "limited")), (2, ("preempted",)))
+    ]
+    settings = {"time": "20", "warning_seconds": 60, "environment": {"OMP_NUM_THREADS": "1"}}
+    return write_grid(folder, entries, slurm=settings)
+
+
+def test_killed_preempted_and_limited_runs_end_as_undisturbed_ones(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _sweep(tmp_path, shards)
+    jobs = {job.name.removeprefix("tiny_"): job for job in load_grid(path).jobs}
+    assert main(["slurm", str(path)]) == 0
+    assert capsys.readouterr().out.count("submitted array") == 2, "one for each kind of machine"
+    undisturbed = {
+        name: start_train(job.config_path, f"--save_folder={tmp_path / name}", ranks=job.ranks)
+        for name, job in jobs.items()
+    }
+    held = _hold({name: job for name, job in jobs.items() if name != "whole"})
+    (killed,), (limited,) = held["killed"], held["limited"]
+    os.kill(killed, signal.SIGKILL)
+    _slurm("scontrol", "requeue", last_state(jobs["preempted"].folder)["job"])
+    number = last_state(jobs["limited"].folder)["job"]
+    *hours, minutes, seconds = map(int, _slurm("squeue", "-h", f"--jobs={number}", "--format=%M").split(":"))
+    assert not hours
+    # in whole minutes, and between 45 and 105 seconds away
+    limit = math.ceil(minutes + seconds / 60 + 0.75)
+    _slurm("scontrol", "update", f"jobid={number}", f"TimeLimit={limit}")
+    _wait(lambda: _has_pending(limited, USR1_PENDING), "Slurm warns before the limit")
+    _slurm("scontrol", "update", f"jobid={number}", "TimeLimit=20")  # of its second start
+    os.kill(limited, signal.SIGCONT)
+
+    main(["slurm", str(path)])
+    assert "submitted" not in capsys.readouterr().out, "nothing is in the queue twice"
+    main(["status", str(path)])
+    assert "0 failed, 0 stopped, 0 waiting" in capsys.readouterr().out
+    _wait(lambda: all(is_done(job) for job in jobs.values()), "all finish")
+
+    assert {name: last_state(job.folder)["restarts"] for name, job in jobs.items()} == {
+        "whole": 0,
+        "killed": 1,
+        "preempted": 1,
+        "limited": 1,
+    }
+    for name, job in jobs.items():
+        output, _ = undisturbed[name].communicate()
+        assert undisturbed[name].returncode == 0, output
+        rows, expected = metrics_of(job.folder), metrics_of(tmp_path / name)
+        losses = {step: row["train/CrossEntropyLoss"] for step, row in rows.items()}
+        assert losses == {step: row["train/CrossEntropyLoss"] for step, row in expected.items()}
+        assert max(losses) == STEPS
+        assert ("loading" in (job.folder / "log.txt").read_text()) == (name != "whole"), "it went on from a checkpoint"
+    for name in ("preempted", "limited"):
+        steps = [json.loads(line)["step"] for line in (jobs[name].folder / "metrics.jsonl").read_text().splitlines()]
+        assert len(steps) == len(set(steps)), "it stopped well: no step was trained twice"
+    main(["slurm", str(path)])
+    assert "4 of 4 runs are finished, 0 are in the queue" in capsys.readouterr().out
+
+
+def test_cancelling_ends_this_sweep_and_no_other(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits = tmp_path / "waits.sh"
+    waits.write_text("#!/bin/bash\nexec sleep 600\n")
+    waits.chmod(0o755)
+    config = write_config(tmp_path / "tiny.yaml", shards)
+    entry = {"configs": [str(config)], "gpus_per_node": 0, "variants": {"a": {}, "b": {}}}
+    settings = {"python": str(waits), "time": "20", "at_once": 1}
+    ours, other = (write_grid(tmp_path / name, [entry], slurm=settings) for name in ("ours", "other"))
+    for path in (ours, other):
+        assert main(["slurm", str(path)]) == 0
+    grid = make_grid(tmp_path / "ours", [entry], slurm=settings)
+    _wait(lambda: {one.state for one in slurm.queued(grid).values()} == {"RUNNING", "PENDING"}, "one at a time")
+    capsys.readouterr()
+    assert main(["cancel", str(ours)]) == 0
+    told = capsys.readouterr().out
+    assert "cancelled tiny_a, which was running" in told and "cancelled tiny_b, which was pending" in told
+    _wait(lambda: not slurm.queued(grid), "it is gone")
+    main(["cancel", str(ours)])
+    assert capsys.readouterr().out.startswith("0 runs were in the queue")
+    assert len(slurm.queued(make_grid(tmp_path / "other", [entry], slurm=settings))) == 2
+    main(["cancel", str(other)])
