@@ -44,13 +44,18 @@ class Point:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Student's 95% confidence interval of the mean over seeds; the mean twice where there is one seed."""
+        """Student's 95% confidence interval of the mean over seeds; the mean twice where there is one seed.
+
+        A share's ends at 0 and at 1, beyond which Student's goes where three seeds differ much.
+        """
         return self._interval()[1:]
 
     def _interval(self) -> tuple[float, float, float]:
         values = [math.log(value) for value in self.values] if self.log else list(self.values)
         low, mean, high = mean_interval(values)
-        return (math.exp(mean), math.exp(low), math.exp(high)) if self.log else (mean, low, high)
+        if self.log:
+            return math.exp(mean), math.exp(low), math.exp(high)
+        return mean, max(0.0, low), min(1.0, high)
 
 
 @dataclass(frozen=True)
