@@ -1,8 +1,8 @@
 """Measure a checkpoint: ``python -m olmoe_parrots.evaluate CHECKPOINT [--tasks NAME,...]``, or with ``torchrun -m``.
 
 The tasks are those of ai2-olmo-eval, scored by the evaluators that also run in training, and those that need generated
-answers, through lm-evaluation-harness; ``--perplexity`` takes held-out text. Each measurement is a row of a results
-file as soon as it is made, and is not made again.
+answers, through lm-evaluation-harness; ``--perplexity`` takes held-out text, ``--training-problems`` those of the
+generalization gap. Each measurement is a row of a results file as soon as it is made, and is not made again.
 """
 
 import importlib.util
@@ -51,8 +51,8 @@ def _parse(argv: list[str] | None) -> "argparse.Namespace":
     parser = ArgumentParser(
         prog="python -m olmoe_parrots.evaluate",
         description="Measure a checkpoint of ours on benchmarks and on held-out text.",
-        epilog="Without --tasks and --perplexity, the three groups that need no network are measured. "
-        "Several processes: torchrun -m ...",
+        epilog="Without --tasks, --perplexity and --training-problems, the three groups that need no network are "
+        "measured. Several processes: torchrun -m ...",
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a run folder or step{N}[-unsharded]")
@@ -64,6 +64,8 @@ def _parse(argv: list[str] | None) -> "argparse.Namespace":
     parser.add_argument("--samples", metavar="FILE", type=Path, help=text)
     text = "also measure perplexity on the validation split of a folder that data_prep made"
     parser.add_argument("--perplexity", metavar="FOLDER", help=text)
+    text = "also measure the tasks on GSM8K and MATH on the training problems that data_prep drew"
+    parser.add_argument("--training-problems", metavar="FOLDER", help=text)
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N questions (sequences) of each task")
     batch = "options (sequences) that each process takes at a time (default: the run's device_eval_batch_size)"
     parser.add_argument("--batch-size", metavar="B", type=int, help=batch)
@@ -84,7 +86,7 @@ def _parse(argv: list[str] | None) -> "argparse.Namespace":
 
 def _names(args: "argparse.Namespace") -> list[str]:
     if args.tasks is None:
-        return [] if args.perplexity else list(GROUPS)
+        return [] if args.perplexity or args.training_problems else list(GROUPS)
     return [name.strip() for name in args.tasks.split(",") if name.strip()]
 
 
@@ -156,25 +158,34 @@ def _plan(
     device: "torch.device",
 ) -> "list[Measured]":
     """What is to be measured; whatever is wrong with it is told here."""
-    from . import remote
-    from .evaluation.generation_tasks import Generated, prepare_tasks
+    from .evaluation.generation_tasks import Generated, prepare_tasks, resolve_generated
     from .evaluation.measurements import Benchmark, HeldOut, Settings
     from .evaluation.perplexity import find_held_out
     from .evaluation.task_tokenizer import load_tokenizer
+    from .evaluation.training_problems import plan_problems, read_problems
 
     settings = Settings(cfg, device, args.batch_size or cfg.device_eval_batch_size, args.limit)
     planned: list[Measured] = []
-    if tasks or generated:
+    if tasks or generated or args.training_problems:
         tokenizer = load_tokenizer(cfg, found.path, args.tokenizer)
         planned += [Benchmark(task, tokenizer, settings) for task in tasks]
     for name, prepared in (prepare_tasks(generated, args.local) if generated else {}).items():
         task = GENERATION_TASKS[name]
         planned.append(Generated(task, prepared, tokenizer, settings, args.samples, args.local))
+    if args.training_problems is not None:
+        problems = read_problems(_whole(args.training_problems))
+        planned += plan_problems(problems, resolve_generated(generated), tokenizer, settings, args.samples)
     if args.perplexity is not None:
-        folder = args.perplexity if remote.is_remote(args.perplexity) else str(Path(args.perplexity).resolve())
-        text = find_held_out(folder, cfg, first_rank=_is_first_rank())
+        text = find_held_out(_whole(args.perplexity), cfg, first_rank=_is_first_rank())
         planned.append(HeldOut(text, text.tokenizer(cfg, _say), settings))
     return planned
+
+
+def _whole(place: str) -> str:
+    """An address of S3, or an absolute path."""
+    from . import remote
+
+    return place if remote.is_remote(place) else str(Path(place).resolve())
 
 
 def _left(measurements: "list[Measured]", evaluated: "Evaluated", output: Path) -> "list[Measured]":
@@ -227,7 +238,7 @@ def _measure(measurements: "list[Measured]", evaluated: "Evaluated", loop: "Parr
             if _is_first_rank():
                 append_rows(output, rows)
             for row in rows:
-                _say(told(row))
+                _say(f"training problems, {told(row)}" if "problems_sha256" in row.details else told(row))
     except KeyboardInterrupt:
         _say(f"interrupted: what was measured is in {output}; the same command goes on from there")
         raise
