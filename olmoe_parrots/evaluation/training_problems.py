@@ -93,7 +93,7 @@ def _problem(where: str, line: bytes) -> tuple[str, dict[str, str]]:
     answer = row.get("expected_answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
-    texts = {"group": row.get("group"), "question": row.get("question"), "expected_answer": answer}
+    texts: dict[str, Any] = {"group": row.get("group"), "question": row.get("question"), "expected_answer": answer}
     if missing := [name for name, text in texts.items() if not isinstance(text, str) or not text.strip()]:
         raise InputError(where, f"its {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing", remedy)
     group = texts["group"]
@@ -133,7 +133,7 @@ def plan_problems(
         group = group_of[name]
         count = len(problems.of_group(group))
         task = replace(GENERATION_TASKS[name], split=SPLIT, examples=count)
-        about = {"training_problems": problems.path, "problems_sha256": problems.sha256}
+        about: dict[str, Any] = {"training_problems": problems.path, "problems_sha256": problems.sha256}
         about |= {"groups": [group], "problems": count}
         planned.append(Generated(task, prepared[name], tokenizer, settings, samples, about=about))
     return planned

@@ -32,6 +32,7 @@ from olmoe_parrots.evaluation.lm_tasks.benchmarks import BENCHMARKS, load
 from olmoe_parrots.evaluation.measurements import Settings
 from olmoe_parrots.evaluation.rows import Evaluated
 from olmoe_parrots.evaluation.task_tokenizer import load_tokenizer
+from olmoe_parrots.evaluation.training_problems import PROBLEMS
 
 pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver:UserWarning")
 
@@ -269,6 +270,23 @@ def test_a_model_that_was_taught_the_answers_gets_all_of_them(tasks: dict[str, A
     assert (expression["generated"], expression["extracted"]) == (" so $\\frac{1}{2}$", "\\frac{1}{2}")
     check_partial_scores(loaded, tasks)
     check_rows(loaded, tasks)
+    check_training_problems(loaded, samples, tmp_path)
+
+
+def check_training_problems(loaded: LoadedModel, samples: list[dict[str, Any]], folder: Path) -> None:
+    """What it was taught, as drawn training problems: GSM8K's tasks ask as SVAMP's do."""
+    groups = {"svamp_gen": "gsm8k", "hendrycks_math_gen": "math"}
+    rows = [
+        {"group": groups[one["task"]], "question": one["question"], "expected_answer": one["gold"]}
+        for one in samples
+        if one["task"] in groups
+    ]
+    rows[0]["expected_answer"] = 12  # a number in JSON
+    write_rows(folder / "data" / PROBLEMS, rows)
+    training = prepare_tasks(["gsm8k_gen", "hendrycks_math_gen"], training_problems=str(folder / "data"))
+    found = list(evaluate_generation(loaded, training))
+    assert scores_of(found) == dict.fromkeys(scores_of(found), 1.0) and len(found) == 2
+    assert [score.examples for score in found] == [COUNT, COUNT]
 
 
 def check_prompts(samples: list[dict[str, Any]]) -> None:
