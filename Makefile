@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 MEGABLOCKS := $(VENV)/.megablocks
-CORE_TESTS := tests/test_accounting.py tests/test_preflight.py tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_core_world.py
+CORE_TESTS := tests/evaluation/test_pretrained.py tests/test_accounting.py tests/test_preflight.py tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: quickstart test test-core test-fast soak checks install install-core megablocks format clean

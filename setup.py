@@ -35,7 +35,8 @@ EXTRAS = {
     ],
     # generation tasks: python -m olmoe_parrots.evaluate
     "eval": ["lm-eval>=0.4.9,<0.5", "math-verify>=0.8"],
-    "hf": ["transformers>=4.44", "safetensors>=0.4"],
+    # models of transformers, also from GGUF files
+    "hf": ["transformers>=4.44", "safetensors>=0.4", "gguf>=0.10", "accelerate>=1.0"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",
@@ -60,7 +61,7 @@ setup(
     packages=find_packages(include=["olmoe_parrots*", "data_prep*", "launch*"]),
     package_data={
         "data_prep": ["mixtures/*.yaml"],
-        "launch": ["sweeps/*.yaml"],
+        "launch": ["sweeps/*.yaml", "templates/*"],
         "olmoe_parrots": ["evaluation/lm_tasks/*"],
     },
     install_requires=CORE,

@@ -55,7 +55,12 @@ def _parse(argv: list[str] | None) -> "argparse.Namespace":
         "measured. Several processes: torchrun -m ...",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a run folder or step{N}[-unsharded]")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="a run folder, step{N}[-unsharded], or a model of transformers: its folder, or FILE.gguf",
+    )
     tasks = f"groups ({', '.join([*GROUPS, *GENERATION_GROUPS])}) and tasks, separated by commas; see --list"
     parser.add_argument("--tasks", metavar="NAME,...", help=tasks)
     local = "folder of the generation tasks' data, a folder each, on disk or s3:// (default: the hub)"
@@ -126,22 +131,24 @@ def _evaluate(args: "argparse.Namespace", tasks: list[EvaluationTask], generated
 
     from . import olmo_compat
     from .distributed import agreed, start_process_group
-    from .evaluation.checkpoints import find_checkpoint, load_found, prepare_config, read_config
+    from .evaluation.checkpoints import find_checkpoint, prepare_config
+    from .evaluation.pretrained import find_pretrained
     from .evaluation.rows import Evaluated
 
     olmo_compat.apply()
-    found = find_checkpoint(args.checkpoint)
+    found = find_pretrained(args.checkpoint) or find_checkpoint(args.checkpoint)
+    found.check_asked(bool(generated or args.training_problems or args.perplexity))
     device = start_process_group()
     try:
         found = agreed(found)  # the run may just have saved another one
-        cfg = read_config(found)
+        cfg = found.config()
         evaluated = Evaluated.of(found, cfg)
         cfg = prepare_config(cfg, device, args.precision)
         measurements = _plan(args, tasks, generated, found, cfg, device)
         left = _left(measurements, evaluated, Path(args.output))
         if left:
-            loaded = load_found(found, cfg, device)
-            _say(f"{evaluated.facts['model']}, step {found.step}, on {device} in {cfg.precision}: {found.path}")
+            loaded = found.load(cfg, device)
+            _say(f"{evaluated.facts['model']}, {found.told}, on {device} in {cfg.precision}: {found.path}")
             _measure(left, evaluated, evaluation_loop(loaded, device), Path(args.output))
         _say(f"{len(left)} measured, {len(measurements) - len(left)} were there before: rows are in {args.output}")
         return 0
@@ -161,13 +168,12 @@ def _plan(
     from .evaluation.generation_tasks import Generated, prepare_tasks, resolve_generated
     from .evaluation.measurements import Benchmark, HeldOut, Settings
     from .evaluation.perplexity import find_held_out
-    from .evaluation.task_tokenizer import load_tokenizer
     from .evaluation.training_problems import plan_problems, read_problems
 
     settings = Settings(cfg, device, args.batch_size or cfg.device_eval_batch_size, args.limit)
     planned: list[Measured] = []
     if tasks or generated or args.training_problems:
-        tokenizer = load_tokenizer(cfg, found.path, args.tokenizer)
+        tokenizer = found.tokenizer(cfg, args.tokenizer)
         planned += [Benchmark(task, tokenizer, settings) for task in tasks]
     for name, prepared in (prepare_tasks(generated, args.local) if generated else {}).items():
         task = GENERATION_TASKS[name]

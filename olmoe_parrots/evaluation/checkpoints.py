@@ -9,6 +9,7 @@ import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed.checkpoint
@@ -23,6 +24,9 @@ from ..checkpoint import NAME, SHARDED_FILES, UNSHARDED_FILES, checkpoint_at, ch
 from ..config import TrainConfig, load_train_config
 from ..errors import InputError
 from ..model import ParrotsOLMo, build_model
+
+if TYPE_CHECKING:
+    from .task_tokenizer import TaskTokenizer
 
 log = logging.getLogger("olmoe_parrots")
 CONFIG, WEIGHTS, SHARDS = "config.yaml", "model.pt", "model_and_optim"
@@ -47,6 +51,32 @@ class FoundCheckpoint:
     path: str
     step: int
     sharded: bool
+
+    @property
+    def told(self) -> str:
+        """Which one of its model it is, in two words."""
+        return f"step {self.step}"
+
+    def check_asked(self, more_than_tasks: bool) -> None:
+        """Raises InputError where ``more_than_tasks`` cannot be measured: generated answers, or held-out text."""
+
+    def config(self) -> TrainConfig:
+        """See :func:`read_config`."""
+        return read_config(self)
+
+    def load(self, cfg: TrainConfig, device: torch.device | None = None) -> "LoadedModel":
+        """See :func:`load_found`."""
+        return load_found(self, cfg, device)
+
+    def tokenizer(self, cfg: TrainConfig, given: str | None = None) -> "TaskTokenizer":
+        """See :func:`~olmoe_parrots.evaluation.task_tokenizer.load_tokenizer`."""
+        from .task_tokenizer import load_tokenizer
+
+        return load_tokenizer(cfg, self.path, given)
+
+    def facts(self) -> dict[str, Any] | None:
+        """What rows say of a model that no run of ours trained; ``None`` for ours, whose config says it."""
+        return None
 
 
 @dataclass(frozen=True)

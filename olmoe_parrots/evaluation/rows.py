@@ -44,6 +44,8 @@ class Evaluated:
     @classmethod
     def of(cls, found: FoundCheckpoint, cfg: TrainConfig) -> "Evaluated":
         """From a checkpoint and the config that lies in it, and from the provenance beside it where there is one."""
+        if (facts := found.facts()) is not None:
+            return cls(facts)
         shape = ModelShape.from_config(cfg.model)
         tokens = found.step * cfg.global_train_batch_size * cfg.model.max_sequence_length
         run, name = found.path.rpartition("/")[::2]

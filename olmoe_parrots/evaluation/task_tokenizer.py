@@ -22,8 +22,8 @@ class TaskTokenizer(HFTokenizer):
     them, and the tokens of a context and of an answer are together those of the whole text.
     """
 
-    def __init__(self, file: str, *, eos_token_id: int, pad_token_id: int) -> None:
-        super().__init__(file, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
+    def __init__(self, file: str, *, eos_token_id: int, pad_token_id: int, bos_token_id: int | None = None) -> None:
+        super().__init__(file, eos_token_id=eos_token_id, pad_token_id=pad_token_id, bos_token_id=bos_token_id)
         base: Any = self._base_tokenizer
         base.no_truncation()
         base.no_padding()

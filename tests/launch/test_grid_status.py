@@ -23,12 +23,12 @@ def job(tmp_path: Path, shards: Path) -> GridJob:
     return job
 
 
-def _tell(job: GridJob, step: int, **process: Any) -> None:
-    job.folder.mkdir(parents=True, exist_ok=True)
+def _tell(run: GridJob, step: int, **process: Any) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
     row = {"step": step, "tokens": step * 128, "time": time.time(), "train/CrossEntropyLoss": 1.5}
     row["throughput/tokens_per_second"] = 64.0
-    (job.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"step": step, "eval/x": 1}) + "\n")
-    (job.folder / "process.json").write_text(json.dumps(process))
+    (run.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"step": step, "eval/x": 1}) + "\n")
+    (run.folder / "process.json").write_text(json.dumps(process))
 
 
 def test_a_run_waits_runs_stops_fails_and_is_done(job: GridJob) -> None:
