@@ -10,16 +10,20 @@ MEGABLOCKS := $(VENV)/.megablocks
 CORE_TESTS := tests/evaluation/test_pretrained.py tests/test_accounting.py tests/test_preflight.py tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-core test-fast soak checks install install-core megablocks format clean
+.PHONY: quickstart test test-core test-cluster test-fast soak checks install install-core megablocks format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m olmoe_parrots.quickstart $(if $(STEPS),--steps $(STEPS))
 
 test: $(INSTALLED) $(MEGABLOCKS)
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
+
+# What `make test` leaves out for its length: grids of runs on a real Slurm, which it installs where it may, and without.
+test-cluster: $(INSTALLED)
+	$(PYTEST) -m cluster
 
 test-fast: $(INSTALLED)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not cluster"
 
 # The core without dolma, hence with current transformers, in an environment of its own.
 test-core: $(VENV)-core/.installed

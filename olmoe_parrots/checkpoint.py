@@ -5,10 +5,12 @@ Writing and reading themselves are OLMo's: ``step{N}`` (sharded, resumable on an
 it is renamed, :func:`seal` puts the sizes and SHA-256 of its files into its ``manifest.json``.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ SHARDED_FILES = ("model_and_optim/.metadata", "train/rank0.pt", "config.yaml")
 MANIFEST, FORMAT = "manifest.json", "olmoe_parrots.checkpoint/1"
 DAMAGED = "damaged-"
 """Before the name of a checkpoint that was set aside."""
+REMOVED = ".removed-"
+"""Before the name of one that is being removed."""
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +160,21 @@ def latest_checkpoint(
             return checkpoint
         report(f"{checkpoint.path} is passed over: {problem}")
     return None
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint. It loses its name first: what an interruption leaves is never taken for one."""
+    nameless = checkpoint.with_name(f"{REMOVED}{checkpoint.name}")
+    shutil.rmtree(nameless, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another machine of a shared disk was faster
+        checkpoint.rename(nameless)
+    shutil.rmtree(nameless, ignore_errors=True)
+
+
+def finish_removals(folder: Path) -> None:
+    """Remove what interrupted removals left in a save folder."""
+    for nameless in folder.glob(f"{REMOVED}step*"):
+        shutil.rmtree(nameless, ignore_errors=True)
 
 
 def set_aside(checkpoint: Path) -> Path:

@@ -20,7 +20,7 @@ from olmo.config import CheckpointType
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size, synchronize_flag
 from olmo.train import Trainer
 
-from .checkpoint import NAME, seal, sync, sync_one
+from .checkpoint import NAME, remove, seal, sync, sync_one
 from .config import TrainConfig
 from .errors import RunError
 from .remote_checkpoint import Uploads
@@ -121,23 +121,27 @@ class SavingTrainer(Trainer):
         every, match = self.cfg.keep_checkpoints_every or 0, NAME.fullmatch(checkpoint.name)
         return every > 0 and match is not None and int(match[1]) % every == 0
 
-    def _finish_copying(self, checkpoint: Path) -> None:
+    def _remove_ahead(self, checkpoint: Path) -> None:
+        """Remove a checkpoint before OLMo would (olmo/train.py:526,570), file by file and under its name."""
         if self.uploads is not None:
             self.uploads.wait_for(checkpoint)
             self.watch()
+        barrier()
+        if get_fs_local_rank() == 0:
+            remove(checkpoint)
 
     def _remove_sharded_checkpoint(self, idx: int, checkpoints: list[Path]) -> None:
         if checkpoints is not self.ephemeral_checkpoints and self._is_kept(checkpoints[idx]):
             checkpoints.pop(idx)  # OLMo forgets it, the disk does not
         else:
-            self._finish_copying(checkpoints[idx])
+            self._remove_ahead(checkpoints[idx])
             super()._remove_sharded_checkpoint(idx, checkpoints)
 
     def remove_unsharded_checkpoint(self, idx: int = 0) -> None:
         if self._is_kept(self.unsharded_checkpoints[idx]):
             self.unsharded_checkpoints.pop(idx)
         else:
-            self._finish_copying(self.unsharded_checkpoints[idx])
+            self._remove_ahead(self.unsharded_checkpoints[idx])
             super().remove_unsharded_checkpoint(idx)
 
 

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import set_aside_later
+from .checkpoint import finish_removals, set_aside_later
 from .errors import report_and_exit
 from .preflight import LOADED, check, config_error, read_config_text
 from .processes import held_folder
@@ -138,6 +138,7 @@ def _claim_save_folder(cfg: "TrainConfig", resume_from: "Checkpoint | None", dev
         if cfg.dry_run:
             barrier()
             return
+        finish_removals(folder)
         resumes = resume_from is not None and resume_from.path.parent == folder.resolve()
         suffix = f".step{resume_from.step}" if resume_from is not None and resumes else ""
         if resume_from is not None and resumes and not cfg.save_overwrite:

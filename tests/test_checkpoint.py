@@ -12,7 +12,9 @@ from olmoe_parrots.checkpoint import (
     check_save_folder,
     checkpoint_at,
     checkpoints_in,
+    finish_removals,
     latest_checkpoint,
+    remove,
     seal,
     set_aside_later,
 )
@@ -120,6 +122,26 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(
     assert [checkpoint.step for checkpoint in checkpoints_in(tmp_path)] == [2, 4]
     make(tmp_path, "step6")
     assert [place.name for place in set_aside_later(tmp_path, 4)] == ["damaged-step6.2"]
+
+
+def test_half_a_removal_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step4", "step6"):
+        make(tmp_path, name)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("os.rmdir", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(tmp_path / "step4")
+    assert [checkpoint.path.name for checkpoint in checkpoints_in(tmp_path)] == ["step6"]
+    assert len(list(tmp_path.iterdir())) == 2
+    finish_removals(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step6"]
+    remove(tmp_path / "step4")  # which another machine has removed
+    remove(tmp_path / "step6")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sizes_alone_miss_what_hashes_find(tmp_path: Path) -> None:

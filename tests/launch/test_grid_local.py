@@ -17,7 +17,7 @@ from launch.__main__ import main
 from launch.processes import last_state
 from olmoe_parrots.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 STEPS = 400
 
 

@@ -25,7 +25,7 @@ from launch.config_grid_file import load_grid
 from launch.processes import last_state
 from launch.run_state import is_done
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 STEPS = 100
 MODELS = {
     "whole": {"model.d_model": 16},
