@@ -72,7 +72,8 @@ def make_report(rows: Iterable[Row], catalogue: Any, title: str, sources: Sequen
 
     known = list(rows)
     with tempfile.TemporaryDirectory() as folder:
-        sections = [*_evaluations(known, catalogue, Path(folder)), *_synthetic(known, Path(folder))]
+        sections = [*_evaluations(known, catalogue, Path(folder)), *_gaps(known, catalogue)]
+        sections += _synthetic(known, Path(folder))
     if not sections:
         what = "they hold neither evaluations nor what a sweep of a synthetic task comes to"
         raise InputError("results", what, "run a sweep to its end, or evaluate checkpoints")
@@ -99,6 +100,19 @@ def _evaluations(rows: Sequence[Row], catalogue: Any, folder: Path) -> list[Sect
     pictures = [_picture(path, CAPTIONS) for path in paths]
     notes = [*table.notes, *(line for line in lacking if line not in table.notes)]
     return [Section("Evaluations", tables, pictures, notes)]
+
+
+def _gaps(rows: Sequence[Row], catalogue: Any) -> list[Section]:
+    """Training minus test accuracy by benchmark, where training problems were measured."""
+    from .columns import evaluations
+    from .gaps import build_gap_table, gaps
+    from .table_formats import block_texts
+
+    if not gaps(evaluations(rows), catalogue):
+        return []
+    table = build_gap_table(rows, catalogue)
+    tables = [HtmlTable(title, heading, lines) for title, (heading, *lines) in block_texts(table)]
+    return [Section("Generalization gap", tables, [], table.notes)]
 
 
 def _synthetic(rows: Sequence[Row], folder: Path) -> list[Section]:

@@ -1,6 +1,7 @@
 """The report: one file that names nothing outside, holds its pictures, and escapes what rows say."""
 
 import base64
+import math
 import re
 import xml.etree.ElementTree
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluation_rows import CATALOGUE, law, model_rows
+from evaluation_rows import CATALOGUE, MODELS, grid_rows, law, model_rows
 from result_rows import make_row
 
 from olmoe_parrots import report
@@ -119,6 +120,19 @@ def test_tables_hold_the_values_and_say_what_is_missing(page: tuple[str, Page]) 
     assert [(row[0], row[4]) for row in capacities[1:]] == [
         *(("dense_d32", "320"), ("dense_d64", "640"), ("dense_d128", "1,280")),
     ]
+
+
+def test_gaps_have_a_table_for_each_benchmark() -> None:
+    parsed = Page(report.make_report(grid_rows(), CATALOGUE, "Gaps", [], []))
+    tables = [table for table in parsed.tables if "gap" in table[0]]
+    assert len(tables) == 2
+    assert "GSM: accuracy on training problems minus accuracy on test problems" in parsed.text
+    for task, table in zip(("gsm", "math_problems"), tables, strict=True):
+        by_model = {row[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
+        assert len(by_model) == len(MODELS)
+        for name, width, experts in (("dense_d32", 32, 0), ("moe_d64_e16", 64, 16)):
+            assert by_model[name]["test problems"] == f"{law(task, width, experts):.3f} ± 0.020"
+            assert by_model[name]["gap"] == f"{0.15 if experts else 0.05:.3f} ± {math.hypot(0.02, 0.02):.3f}"
 
 
 def test_provenance_is_printed(page: tuple[str, Page]) -> None:
