@@ -54,6 +54,7 @@ def apply() -> None:
     _load_trainer_state_weights_only()
     _keep_state_on_the_cpu()
     _read_sharded_checkpoints()
+    _read_optimizers_of_ddp()
     _silence_warnings()
 
 
@@ -91,6 +92,22 @@ def _without_offload(config_class: type) -> Callable[..., Any]:
 def _read_sharded_checkpoints() -> None:
     """olmo/checkpoint.py:409: the reader lacks two methods that torch made abstract since, and unpickles."""
     olmo.checkpoint.RemoteFileSystemReader = SafeFileSystemReader  # type: ignore[misc]
+
+
+def _read_optimizers_of_ddp() -> None:
+    """olmo/checkpoint.py:822 brings the parameter names of an unsharded checkpoint's optimizer to those of the model,
+    and takes FSDP's part out of them, but not the ``module.`` that DDP puts before: under FSDP every parameter would
+    be missing."""
+    setattr(olmo.checkpoint.FullCheckpointer, "_make_optim_state_dict_compatible", _with_names_of_the_model)  # noqa: B010
+
+
+_OLMO_NAMES = olmo.checkpoint.FullCheckpointer._make_optim_state_dict_compatible
+
+
+def _with_names_of_the_model(checkpointer: Any, state: dict[str, Any], names: dict[str, set[str]]) -> dict[str, Any]:
+    for group in state["param_groups"]:
+        group["param_names"] = [name.removeprefix("module.") for name in group["param_names"]]
+    return _OLMO_NAMES(checkpointer, state, names)
 
 
 class _MetadataUnpickler(pickle.Unpickler):

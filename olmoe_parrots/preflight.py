@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from .accounting import ModelShape
-from .checkpoint import Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
+from .checkpoint import NAME, Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
 from .errors import InputError
 from .preflight_data import check_data, refuse
 from .preflight_values import check_values
@@ -254,6 +254,7 @@ def find_resume_point(cfg: Any) -> Checkpoint | None:
             return latest
     if cfg.load_path is None:
         return None
+    _check_kind(cfg)
     if not is_remote(cfg.load_path):
         return checkpoint_at(Path(cfg.load_path), every_byte=_is_first_rank())
     if not _is_first_rank():
@@ -261,6 +262,14 @@ def find_resume_point(cfg: Any) -> Checkpoint | None:
     shutil.rmtree(folder / LOADED, ignore_errors=True)  # of a run that was interrupted
     address = cfg.load_path.rstrip("/")
     return fetch_checkpoint(address, folder / LOADED / address.rpartition("/")[2])
+
+
+def _check_kind(cfg: Any) -> None:
+    path = cfg.load_path.rstrip("/") if is_remote(cfg.load_path) else str(Path(cfg.load_path).resolve())
+    match = NAME.fullmatch(path.rpartition("/")[2])
+    if match is not None and match[2] is None and not _loads_sharded(cfg):
+        remedy = f"load one named step{match[1]}-unsharded, or use --distributed_strategy=fsdp"
+        raise InputError(cfg.load_path, "this checkpoint is sharded, and DDP loads unsharded ones only", remedy)
 
 
 def _is_first_rank() -> bool:

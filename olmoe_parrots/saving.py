@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from olmo.config import CheckpointType
+from olmo.optim import PARAM_GROUP_FIELDS
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size, synchronize_flag
 from olmo.train import Trainer
 
@@ -104,6 +105,14 @@ class SavingTrainer(Trainer):
         random.setstate(rng_state["python"])
         np.random.set_state(rng_state["numpy"])
         torch.set_rng_state(rng_state["torch"])
+
+    def restore_unsharded_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """OLMo's, which under DDP (olmo/checkpoint.py:773) takes from the checkpoint what is of the run: whether it is
+        sharded, which decides how gradient norms are summed over the ranks, and by what they are clipped."""
+        own = [{name: group[name] for name in PARAM_GROUP_FIELDS} for group in self.optim.param_groups]
+        super().restore_unsharded_checkpoint(*args, **kwargs)
+        for group, fields in zip(self.optim.param_groups, own, strict=True):
+            group.update(fields)
 
     def _save_checkpoint(self, checkpointer: Any, checkpoint_type: Any) -> Any:
         """OLMo's, with a manifest in the checkpoint before it is renamed into place."""
