@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from olmoe_parrots.shards import Manifest
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+def build_parser(add_help: bool = True) -> argparse.ArgumentParser:
+    """The command's arguments; without help to be part of another command's."""
     from data_prep.mixture import shipped_mixtures
 
     parser = ArgumentParser(
-        prog="python -m data_prep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m data_prep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=add_help,
     )
     add = parser.add_argument
     shipped = ", ".join(shipped_mixtures())
@@ -36,6 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--work", type=Path, metavar="DIR", help="for an s3:// output: where it is made before it is sent")
     add("--local", metavar="DIR", help="a folder per source, of the hub's files: read instead of the hub")
     add("--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="(%(default)s); any N: same bytes")
+    array = parser.add_argument_group("as an array of jobs, one per source file (docs/data.md)")
+    one = array.add_mutually_exclusive_group()
+    one.add_argument("--list-files", action="store_true", help="list the source files, for the jobs to take")
+    one.add_argument("--file", type=int, metavar="INDEX", help="prepare this one of them, and no dataset yet")
     changes = parser.add_argument_group("in place of what the mixture says")
     add = changes.add_argument
     add("--tokens", type=_count, metavar="N", help="training tokens, the shares as they are; 3e6 is a number too")
@@ -137,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0. Raises InputError for bad input."""
     options = build_parser().parse_args(arguments)
     mixture = read_mixture(options)
+    if options.list_files or options.file is not None:
+        _array_step(mixture, options)
+        return 0
     from data_prep.prepare import prepare
     from data_prep.remote_output import sent_to
 
@@ -152,6 +162,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     _tell(manifest, options.output)
     return 0
+
+
+def work_folder(options: argparse.Namespace) -> Path:
+    """The folder on this file system that the dataset is made in. Raises InputError where an S3 output has none."""
+    from data_prep.remote_output import folder_of
+
+    return folder_of(options.output, options.work)
+
+
+def _array_step(mixture: Mixture, options: argparse.Namespace) -> None:
+    from data_prep.file_array import asked_of, is_finished, list_files, prepare_one, show_list
+
+    output = work_folder(options)
+    given = {name: getattr(options, name) for name in ("local", "test_items", "eos", "pad")}
+    if is_finished(output):
+        print("nothing to do: the dataset is finished", file=sys.stderr)
+    elif options.list_files:
+        show_list(list_files(mixture, output, **given), output)
+    else:
+        prepare_one(mixture, output, options.file, asked_of(mixture, **given), options.processes)
 
 
 def _tell(manifest: Manifest, output: str) -> None:

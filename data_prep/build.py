@@ -6,16 +6,19 @@ import json
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.assembly import assemble_part
 from data_prep.documents import FOLDER, Skipped
 from data_prep.duplicates import SeenTexts
 from data_prep.hold_out import Budget, SourceFiles, SourceFinisher, read_boundaries
 from data_prep.mixture import Mixture, Source
 from data_prep.parts import Part, PartJob, Recipe, load_part, make_part, read_documents
-from data_prep.reader import LeftOut, Slice, SourceReader, save_unit
+from data_prep.pieces import LeftOut
+from data_prep.prepared import PreparedFiles
+from data_prep.reader import Slice, SourceReader, save_unit, unit_name
 from data_prep.sources import Unit
 from data_prep.tokenization import TokenFile
 from data_prep.workers import Workers
@@ -51,6 +54,7 @@ class Builder:
     Args:
         output: the dataset folder; what an earlier run finished there is kept.
         scratch: an existing folder for unfinished files, on the same file system.
+        prepared: source files that were read and tokenized before.
         contamination_index: of data_prep.decontamination; None to look for no test items.
     """
 
@@ -61,8 +65,10 @@ class Builder:
         output: Path,
         scratch: Path,
         workers: Workers,
+        prepared: PreparedFiles,
         contamination_index: Path | None = None,
     ) -> None:
+        self._prepared = prepared
         self._mixture, self._tokenizer = mixture, tokenizer
         self._output, self._scratch, self._workers = output, scratch, workers
         self._contamination_index = contamination_index
@@ -77,22 +83,13 @@ class Builder:
         else:
             self._seen.close()
 
-    def budget(self, source: Source) -> Budget:
-        """What the mixture asks of one of its sources."""
-        validation = self._mixture.validation
-        train = self._mixture.budgets()[source.name]
-        if validation.sequences is None:
-            return Budget(train, source.epochs, None, validation.share or 0.0)
-        sequences = self._mixture.validation_sequences()[source.name]
-        return Budget(train, source.epochs, sequences * validation.sequence_length)
-
     def build(self, source: Source, units: list[Unit]) -> BuiltSource:
         """Make the shards of one source, or what is missing of them. Raises InputError for unusable input."""
         (self._output / FOLDER / source.name).mkdir(parents=True, exist_ok=True)
         built = self._load(source)
         if built is not None:
             return built
-        budget = self.budget(source)
+        budget = budget_of(self._mixture, source)
         finisher = SourceFinisher(self._output, self._scratch, source.name, self._mixture.seed, self._tokenizer)
         parts, used = self._parts(source, units, budget, finisher)
         left_out = Skipped()
@@ -114,7 +111,7 @@ class Builder:
     ) -> tuple[list[Part], list[Slice]]:
         """The parts up to the budget, and the slices they come from."""
         size = int(self._mixture.shard_megabytes * 1e6)
-        reader = SourceReader(source, units, self._seen, self._output, self._scratch, size)
+        reader = SourceReader(source, units, self._seen, self._prepared, self._output, self._scratch, size)
         recipe = Recipe(
             self._output,
             self._scratch,
@@ -128,11 +125,14 @@ class Builder:
         parts: list[Part] = []
         used: list[Slice] = []
         ahead: deque[Slice] = deque()
+        by_name = {unit_name(unit): unit for unit in units}
         train = candidates = 0
         results = self._workers.map(_work, self._jobs(reader, recipe, ahead))
         with _Progress(source.name, budget) as bar:
             for slice_, part in results:
                 ahead.popleft()
+                if part is not None:
+                    slice_ = replace(slice_, lines_sha256=part.lines_sha256)
                 used.append(slice_)
                 if part is not None:
                     parts.append(part)
@@ -142,6 +142,7 @@ class Builder:
                 if slice_.ends:
                     self._seen.commit()
                     save_unit(self._output, [s for s in used if s.unit == slice_.unit])
+                    self._prepared.remove(by_name[slice_.unit])
                 if budget.is_met(train, candidates) and finisher.has_enough(parts, budget):
                     break
             results.close()
@@ -156,7 +157,7 @@ class Builder:
             ahead.append(slice_)
             job = None
             if slice_.number is not None:
-                job = PartJob(recipe, slice_.number, slice_.lines, slice_.lines_sha256)
+                job = PartJob(recipe, slice_.number, slice_.lines, slice_.lines_sha256, slice_.picked)
             yield slice_, job
 
     def _remove_parts_from(self, source: Source, number: int) -> None:
@@ -204,7 +205,18 @@ class Builder:
 
 
 def _work(job: PartJob | None) -> Part | None:
-    return make_part(job) if job is not None else None
+    if job is None:
+        return None
+    return make_part(job) if job.picked is None else assemble_part(job)
+
+
+def budget_of(mixture: Mixture, source: Source) -> Budget:
+    """What the mixture asks of one of its sources."""
+    validation, train = mixture.validation, mixture.budgets()[source.name]
+    if validation.sequences is None:
+        return Budget(train, source.epochs, None, validation.share or 0.0)
+    sequences = mixture.validation_sequences()[source.name]
+    return Budget(train, source.epochs, sequences * validation.sequence_length)
 
 
 def forget_texts(output: Path) -> None:

@@ -7,11 +7,16 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_prep.pieces import Piece
 
 FOLDER = "documents"
 # dolma's format asks for the time a document was added; the time of the run would change the bytes.
 ADDED = "1970-01-01T00:00:00.000Z"
+# To be raised when a change of these modules makes other bytes of the same input and settings.
+RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,19 @@ class Document:
     text: str
     source: str
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A document on its way into a part: the digest of its text, the bytes of its line, the file it stands in, and
+    either the line itself or its place in a piece of a prepared file."""
+
+    digest: bytes
+    size: int
+    file: str
+    line: bytes = b""
+    piece: Piece | None = None
+    place: int = 0
 
 
 class Unusable(Exception):

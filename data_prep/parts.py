@@ -9,12 +9,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.documents import FOLDER, place_of
 from data_prep.tokenization import TokenFile, tokenize
 from olmoe_parrots.shards import TokenizerInfo, sha256_of, write_atomically
+
+if TYPE_CHECKING:
+    from data_prep.pieces import Piece
 
 _COMPRESSION = 4
 
@@ -40,16 +44,35 @@ class Recipe:
     contamination_index: Path | None = None
     drop_contaminated: bool = False
 
+    def is_candidate(self, document_id: str) -> bool:
+        """Whether a document may be held out."""
+        return place_of(document_id, self.source, self.seed) < self.threshold
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Documents of a prepared source file: its folder, and runs of (piece, first place, place after the last)."""
+
+    folder: Path
+    runs: tuple[tuple[Piece, int, int], ...]
+
+    def places(self) -> Iterator[tuple[Piece, list[int]]]:
+        """Each piece with the places of the documents in it."""
+        for _, runs in groupby(self.runs, key=lambda run: run[0].number):
+            found = list(runs)
+            yield found[0][0], [place for _, start, end in found for place in range(start, end)]
+
 
 @dataclass(frozen=True)
 class PartJob:
     """Part `number` of its source: `lines` is a file of its documents as uncompressed lines of JSON, with their SHA-256
-    and count; None where the file of documents is to be taken as it is."""
+    and count; None where the file of documents is to be taken as it is, or `picked` names the documents."""
 
     recipe: Recipe
     number: int
     lines: Path | None
     lines_sha256: str
+    picked: Picked | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,20 @@ def documents_are_whole(output: Path, part: Part) -> bool:
         return False
 
 
+def finished_part(output: Path, source: str, number: int, lines_sha256: str) -> Part | None:
+    """A part that an earlier run finished of the same documents, if all of its files are whole."""
+    found = load_part(output, source, number)
+    if found is None or found.lines_sha256 != lines_sha256 or not documents_are_whole(output, found):
+        return None
+    return found if found.train.is_whole(output) and found.candidates.is_whole(output) else None
+
+
+def write_documents(path: Path, lines: list[bytes]) -> None:
+    """Write a part's file of documents."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, gzip.compress(b"".join(lines), compresslevel=_COMPRESSION, mtime=0))
+
+
 def read_documents(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file of documents."""
     with gzip.open(path, "rb") as stream:
@@ -124,8 +161,7 @@ def make_part(job: PartJob) -> Part:
         looked_at = len(lines)
         lines, contaminated = _without_contaminated(recipe, lines)
         documents, json_bytes = len(lines), sum(map(len, lines))
-        (output / path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output / path, gzip.compress(b"".join(lines), compresslevel=_COMPRESSION, mtime=0))
+        write_documents(output / path, lines)
     _remove(job.lines)
     train, candidates = _tokenize(recipe, job.number, path, documents, json_bytes)
     digest = sha256_of(output / path)
@@ -146,12 +182,8 @@ def _tokenize(recipe: Recipe, number: int, path: str, documents: int, json_bytes
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     names = shard_path(recipe.source, "train", number), candidates_path(recipe.source, number)
-
-    def is_candidate(document_id: str) -> bool:
-        return place_of(document_id, recipe.source, recipe.seed) < recipe.threshold
-
     try:
-        return tokenize(recipe.output, path, documents, json_bytes, recipe.tokenizer, names, is_candidate, work)
+        return tokenize(recipe.output, path, documents, json_bytes, recipe.tokenizer, names, recipe.is_candidate, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

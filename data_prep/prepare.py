@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_prep.build import Builder, BuiltSource, forget_texts
-from data_prep.documents import FOLDER, Skipped
+from data_prep.documents import FOLDER, RECIPE, Skipped
+from data_prep.file_array import asked_of, find_all_units, load_list
 from data_prep.mixture import Mixture
-from data_prep.sources import Unit, describe_units, find_units
+from data_prep.output_folder import PREPARED, SETTINGS, locked, told_when_full
+from data_prep.prepared import PreparedFiles, known_sums
+from data_prep.sources import Unit, describe_units, load_sums
 from data_prep.tokenization import versions
 from data_prep.tokenizers import write_tokenizer
 from data_prep.workers import Workers
 from olmoe_parrots.errors import InputError
-from olmoe_parrots.processes import held_folder
 from olmoe_parrots.shards import (
     MANIFEST,
     TOKENIZER,
@@ -34,13 +33,9 @@ from olmoe_parrots.shards import (
     write_atomically,
 )
 
-SETTINGS = f"{FOLDER}/settings.json"
 TEST_ITEMS = f"{FOLDER}/test_items.npy"
 INPUTS = f"{FOLDER}/inputs.json"
 PROBLEMS = "generalization_gap.jsonl"
-SCRATCH = ".partial"
-# To be raised when a change here makes other bytes of the same input and settings.
-RECIPE = 2
 
 
 def prepare(
@@ -63,11 +58,12 @@ def prepare(
 
     Raises InputError for unusable input, a folder of other settings, another run in it, or a full disk.
     """
-    with _locked(output) as scratch, _told_when_full(output), Workers(processes) as workers:
-        units = {s.name: find_units(s, local, mixture.seed, output) for s in mixture.sources}
+    with locked(output) as scratch, told_when_full(output), Workers(processes) as workers:
+        units = find_all_units(mixture, local, output)
         if not (output / MANIFEST).exists():
             workers.start()
-        index = _contamination_index(mixture, scratch, test_items)
+        pinned = _pinned(output, asked_of(mixture, local, test_items, eos, pad))
+        index = contamination_index(mixture, scratch, test_items, pinned)
         tokenizer = write_tokenizer(mixture.tokenizer, scratch / TOKENIZER, eos=eos, pad=pad)
         settings = _settings(mixture, _inputs(units, output, scratch), tokenizer, index)
         manifest = _refuse_other_settings(output, settings)
@@ -84,43 +80,33 @@ def prepare(
         return _build(mixture, units, settings, tokenizer, output, scratch, workers)
 
 
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[Path]:
-    """Hold the dataset folder against another run; yields a scratch folder that is removed afterwards."""
-    if output.exists() and not output.is_dir():
-        raise InputError(output, "it is not a folder", "choose another --output")
-    begun = (output / MANIFEST).exists() or (output / SETTINGS).exists()
-    if output.is_dir() and not begun and any(entry.name != SCRATCH for entry in output.iterdir()):
-        raise InputError(output, "it holds other files and no dataset", "choose another --output or empty it")
-    with held_folder(output, output):
-        scratch = output / SCRATCH
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+def _pinned(output: Path, asked: dict[str, Any]) -> Path | None:
+    """The test items that source files were prepared with by the same command."""
+    listed = load_list(output)
+    same = listed is not None and listed.asked == asked and listed.test_items_sha256 is not None
+    return output / PREPARED / Path(TEST_ITEMS).name if same else None
 
 
-@contextlib.contextmanager
-def _told_when_full(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            raise
-        where = error.filename or output
-        what = f"it cannot be written ({error.strerror})"
-        raise InputError(where, what, "free space or mend permissions, then run again: it goes on there") from None
+def contamination_index(
+    mixture: Mixture, scratch: Path, test_items: str | None, pinned: Path | None = None
+) -> Path | None:
+    """Write the index of the test items that a mixture looks for into `scratch`; None where it looks for none.
 
+    Args:
+        test_items: as of `prepare`.
+        pinned: an index to be taken as it is.
 
-def _contamination_index(mixture: Mixture, scratch: Path, test_items: str | None) -> Path | None:
+    Raises InputError for test items that cannot be had.
+    """
     decontamination = mixture.decontamination
     if decontamination.mode == "off":
         return None
+    path = scratch / Path(TEST_ITEMS).name
+    if pinned is not None and pinned.is_file():
+        shutil.copyfile(pinned, path)
+        return path
     from data_prep.decontamination import build_index, load_test_items
 
-    path = scratch / Path(TEST_ITEMS).name
     build_index(load_test_items(decontamination.tasks, test_items), decontamination.ngram, path)
     return path
 
@@ -128,8 +114,12 @@ def _contamination_index(mixture: Mixture, scratch: Path, test_items: str | None
 def _inputs(units: dict[str, list[Unit]], output: Path, scratch: Path) -> dict[str, Any]:
     """What identifies the input of each source; files whose size and time an earlier run knew are not read again."""
     sums = scratch / Path(INPUTS).name
-    if (output / INPUTS).is_file():
-        shutil.copyfile(output / INPUTS, sums)
+    known = load_sums(output / INPUTS)
+    for name, found in units.items():
+        if prepared := known_sums(output, found):
+            known[name] = {**known.get(name, {}), **prepared}
+    if known:
+        sums.write_text(json.dumps(known), encoding="utf-8")
     return {name: describe_units(found, sums) for name, found in units.items()}
 
 
@@ -221,7 +211,8 @@ def _build(
 ) -> Manifest:
     index = output / TEST_ITEMS if settings["test_items_sha256"] else None
     built: dict[str, BuiltSource] = {}
-    builder = Builder(mixture, tokenizer, output, scratch, workers, index)
+    prepared = PreparedFiles(output, tokenizer, settings["test_items_sha256"], load_sums(output / INPUTS))
+    builder = Builder(mixture, tokenizer, output, scratch, workers, prepared, index)
     try:
         for source in mixture.sources:
             built[source.name] = builder.build(source, units[source.name])
@@ -245,6 +236,7 @@ def _build(
     )
     manifest.save(output)
     builder.close(finished=True)
+    shutil.rmtree(output / PREPARED, ignore_errors=True)
     return manifest
 
 

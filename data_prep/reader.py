@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.documents import FOLDER, Document, Skipped, Unusable, content_digest, to_line
+from data_prep.documents import FOLDER, Entry, Skipped
 from data_prep.duplicates import SeenTexts
 from data_prep.mixture import Source
-from data_prep.parts import digest_of, documents_are_whole, load_part
-from data_prep.sources import Unit, read_unit
+from data_prep.parts import Picked, digest_of, documents_are_whole, load_part
+from data_prep.pieces import LeftOut, Piece
+from data_prep.prepared import PreparedFile, PreparedFiles, raw_entries
+from data_prep.sources import Unit
 from olmoe_parrots.shards import write_atomically
-
-LeftOut = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Slice:
         left_out: what was left out since the slice before.
         long_documents: documents that alone are longer than a shard is meant to be.
         ends: whether it is the last of its unit.
+        picked: the documents, where they are taken from a prepared file; `lines_sha256` is then known to the worker.
     """
 
     unit: str
@@ -39,15 +40,23 @@ class Slice:
     left_out: LeftOut = field(default_factory=dict)
     long_documents: int = 0
     ends: bool = False
+    picked: Picked | None = None
 
 
 class SourceReader:
     """Reads a source in slices; see `slices`."""
 
     def __init__(
-        self, source: Source, units: Sequence[Unit], seen: SeenTexts, output: Path, scratch: Path, slice_bytes: int
+        self,
+        source: Source,
+        units: Sequence[Unit],
+        seen: SeenTexts,
+        prepared: PreparedFiles,
+        output: Path,
+        scratch: Path,
+        slice_bytes: int,
     ) -> None:
-        self._source, self._units, self._seen = source, units, seen
+        self._source, self._units, self._seen, self._prepared = source, units, seen, prepared
         self._output, self._scratch, self._slice_bytes = output, scratch, slice_bytes
         self._next = 0
 
@@ -68,47 +77,59 @@ class SourceReader:
 
     def _read(self, unit: Unit) -> Iterator[Slice]:
         name, skipped = unit_name(unit), Skipped()
-        lines: list[bytes] = []
-        digests: list[bytes] = []
+        prepared = self._prepared.find(unit, self._source)
+        entries: list[Entry] = []
         size = long = 0
 
         def finish(ends: bool) -> Slice:
-            nonlocal lines, digests, size, long
-            number = self._next if lines else None
-            path = self._scratch / f"{self._source.name}-{self._next:05d}.jsonl" if lines else None
-            if path is not None:
-                path.write_bytes(b"".join(lines))
-                self._next += 1
-            made = Slice(name, number, path, digest_of(lines), digests, skipped.take(), long, ends)
-            lines, digests, size, long = [], [], 0, 0
+            nonlocal entries, size, long
+            made = self._slice(name, entries, prepared, skipped.take(), long, ends)
+            entries, size, long = [], 0, 0
             return made
 
-        for document in read_unit(unit, self._source, skipped):
-            found = self._line(document, unit, skipped)
-            if found is None:
+        found = raw_entries(unit, self._source, skipped) if prepared is None else prepared.entries(skipped)
+        for entry in found:
+            if not self._seen.add(entry.digest, name):
+                skipped.add(entry.file, "duplicate")
                 continue
-            line, digest = found
-            if lines and size + len(line) > self._slice_bytes:
+            if entries and size + entry.size > self._slice_bytes:
                 yield finish(ends=False)
-            lines.append(line)
-            digests.append(digest)
-            size += len(line)
-            long += len(line) > self._slice_bytes
+            entries.append(entry)
+            size += entry.size
+            long += entry.size > self._slice_bytes
         yield finish(ends=True)
 
-    def _line(self, document: Document, unit: Unit, skipped: Skipped) -> tuple[bytes, bytes] | None:
-        """A document's line and the digest of its text; None, and counted, if it is left out."""
-        file = str(document.metadata.get("path", unit.name))
-        try:
-            line = to_line(document)
-        except Unusable as reason:
-            skipped.add(file, str(reason))
-            return None
-        digest = content_digest(document.text)
-        if not self._seen.add(digest, unit_name(unit)):
-            skipped.add(file, "duplicate")
-            return None
-        return line, digest
+    def _slice(
+        self,
+        name: str,
+        entries: list[Entry],
+        prepared: PreparedFile | None,
+        left_out: LeftOut,
+        long_documents: int,
+        ends: bool,
+    ) -> Slice:
+        if not entries:
+            return Slice(name, None, None, digest_of([]), [], left_out, long_documents, ends)
+        number, self._next = self._next, self._next + 1
+        digests = [entry.digest for entry in entries]
+        if prepared is not None:
+            picked = _picked(prepared.folder, entries)
+            return Slice(name, number, None, "", digests, left_out, long_documents, ends, picked)
+        path = self._scratch / f"{self._source.name}-{number:05d}.jsonl"
+        lines = [entry.line for entry in entries]
+        path.write_bytes(b"".join(lines))
+        return Slice(name, number, path, digest_of(lines), digests, left_out, long_documents, ends)
+
+
+def _picked(folder: Path, entries: Sequence[Entry]) -> Picked:
+    runs: list[tuple[Piece, int, int]] = []
+    for entry in entries:
+        assert entry.piece is not None
+        if runs and runs[-1][0] is entry.piece and runs[-1][2] == entry.place:
+            runs[-1] = entry.piece, runs[-1][1], entry.place + 1
+        else:
+            runs.append((entry.piece, entry.place, entry.place + 1))
+    return Picked(folder, tuple(runs))
 
 
 def unit_name(unit: Unit) -> str:

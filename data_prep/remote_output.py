@@ -23,18 +23,28 @@ def sent_to(output: str, work: Path | None) -> Iterator[Path]:
     """
     from olmoe_parrots import remote
 
+    work = folder_of(output, work)
     if not remote.is_remote(output):
-        if work is not None:
-            raise InputError("--work", f"{output} is a local folder", "leave --work out")
-        yield Path(output)
+        yield work
         return
-    if work is None:
-        remedy = "name a local folder with room for it, which a second run goes on from"
-        raise InputError("--work", f"it is needed to make a dataset for {output}", remedy)
     _refuse_unwritable(output)
     yield work
     _refuse_other_dataset(work, output)
     _send(work, output)
+
+
+def folder_of(output: str, work: Path | None) -> Path:
+    """The local folder that a dataset is made in. Raises InputError where `work` is missing or of no use."""
+    from olmoe_parrots import remote
+
+    if not remote.is_remote(output):
+        if work is not None:
+            raise InputError("--work", f"{output} is a local folder", "leave --work out")
+        return Path(output)
+    if work is None:
+        remedy = "name a local folder with room for it, which a second run goes on from"
+        raise InputError("--work", f"it is needed to make a dataset for {output}", remedy)
+    return work
 
 
 def _refuse_unwritable(output: str) -> None:

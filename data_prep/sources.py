@@ -20,7 +20,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -116,18 +116,31 @@ def describe_units(units: Sequence[Unit], sums: Path | None = None) -> dict[str,
     return {"kind": "files", "files": len(found), "bytes": sum(s[0] for s in found.values()), "sha256": digest}
 
 
-def _sums(units: Sequence[Unit], path: Path | None) -> dict[str, list[Any]]:
-    """{file: [bytes, modification time, sha256]} of these units' files; those of other sources stay in the file."""
+def sums_of(units: Sequence[Unit], known: Mapping[str, list[Any]] | None = None) -> dict[str, list[Any]]:
+    """{file: [bytes, modification time, sha256]} of these units' files on disk and S3; those of the hub have none.
+
+    Args:
+        known: sums that hold for files of the same size and time.
+    """
+    files = [(unit.root, name) for unit in units if unit.kind in ("rows", "texts") for name in unit.paths]
+    return {printable(name): _sum(root, name, (known or {}).get(printable(name))) for root, name in files}
+
+
+def load_sums(path: Path | None) -> dict[str, dict[str, list[Any]]]:
+    """The sums of files that an earlier run kept, by source; none where they cannot be read."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        known: dict[str, dict[str, list[Any]]] = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         known = {}
-    found: dict[str, list[Any]] = {}
-    for unit in units:
-        for name in unit.paths:
-            found[printable(name)] = _sum(unit.root, name, known.get(unit.source, {}).get(printable(name)))
+    return known
+
+
+def _sums(units: Sequence[Unit], path: Path | None) -> dict[str, list[Any]]:
+    """As `sums_of`; those of other sources stay in the file."""
+    known = load_sums(path)
+    found = sums_of(units, known.get(units[0].source))
     if path is not None:
-        write_atomically(path, json.dumps({**known, units[0].source: found}).encode())
+        write_atomically(path, json.dumps({**known, units[0].source: found}, sort_keys=True).encode())
     return found
 
 
