@@ -44,8 +44,8 @@ class ModelConfig(OLMoModelConfig):
     """Experts that each token visits."""
 
     moe_mlp_impl: str = "sparse"
-    """How the experts are computed: ``auto``, ``grouped`` (torch's grouped_mm), ``megablocks`` or ``loop``. OLMoE's
-    ``sparse`` (MegaBlocks' block-sparse kernels) computes the same function and runs as ``auto``."""
+    """How the experts are computed: ``auto``, ``threaded`` (CPU), ``grouped`` (torch's grouped_mm), ``megablocks`` or
+    ``loop``. OLMoE's ``sparse`` (MegaBlocks' block-sparse kernels) computes the same function and runs as ``auto``."""
 
     moe_log_expert_assignment: bool = False
     """Log each layer's share of tokens per expert to wandb too; ``metrics.jsonl`` has it always."""

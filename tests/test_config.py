@@ -246,9 +246,9 @@ def check_top_k(train: Train) -> None:
 
 
 def check_mlp_impl(train: Train) -> None:
-    named = {name: make_model(moe_mlp_impl=name) for name in ("auto", "sparse", "grouped", "loop")}
+    named = {name: make_model(moe_mlp_impl=name) for name in ("auto", "sparse", "threaded", "grouped", "loop")}
     backends = {name: model.transformer["blocks"][1].ff_out.backend for name, model in named.items()}
-    assert backends == {"auto": "auto", "sparse": "auto", "grouped": "grouped", "loop": "loop"}
+    assert backends == {name: "auto" if name == "sparse" else name for name in named}
     outputs = [model(IDS).logits for model in named.values()]
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], rtol=1e-5, atol=1e-5)
@@ -262,7 +262,7 @@ def check_mlp_impl(train: Train) -> None:
                 model(IDS)
         else:
             assert model(IDS).logits.isfinite().all()
-    assert "model.moe_mlp_impl=dense: no such backend; use auto, sparse, grouped, megablocks, loop" in refusal(
+    assert "model.moe_mlp_impl=dense: no such backend; use auto, sparse, threaded, grouped, megablocks, loop" in refusal(
         moe_mlp_impl="dense"
     )
     reason = "have no biases" if megablocks.is_available() else "MegaBlocks is not installed"

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .megablocks import is_available as megablocks_is_available
 from .megablocks import megablocks_experts
+from .ordering import order_by_expert
+from .threaded import ThreadedExperts
 
 GROUPED_MM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPED_MM_ALIGNMENT = 16  # bytes, of every row
@@ -96,21 +98,15 @@ def grouped_experts(
     x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor, experts: ExpertWeights, activation: Activation
 ) -> Tensor:
     """Assignments sorted by expert, then one grouped matrix product for each of the two projections."""
-    (tokens, top_k), num_experts = indices_TK.shape, experts.w_in_EID.shape[0]
-    sorted_N, order_N = indices_TK.flatten().sort(stable=True)
-    last_expert = torch.arange(num_experts, device=x_TD.device)
-    ends_E = torch.searchsorted(sorted_N, last_expert, right=True).to(torch.int32)
-
-    hidden_NI = _grouped_mm(x_TD.index_select(0, order_N // top_k), experts.w_in_EID.transpose(1, 2), offs=ends_E)
+    order = order_by_expert(indices_TK, experts.w_in_EID.shape[0])
+    hidden_NI = _grouped_mm(x_TD.index_select(0, order.token_N), experts.w_in_EID.transpose(1, 2), offs=order.ends_E)
     if experts.b_in_EI is not None:
-        hidden_NI = hidden_NI + experts.b_in_EI.index_select(0, sorted_N)
-    y_ND = _grouped_mm(activation(hidden_NI), experts.w_out_EHD, offs=ends_E)
+        hidden_NI = hidden_NI + experts.b_in_EI.index_select(0, order.experts_N)
+    y_ND = _grouped_mm(activation(hidden_NI), experts.w_out_EHD, offs=order.ends_E)
     if experts.b_out_ED is not None:
-        y_ND = y_ND + experts.b_out_ED.index_select(0, sorted_N)
-
+        y_ND = y_ND + experts.b_out_ED.index_select(0, order.experts_N)
     # back to token order by the inverse permutation: a gather, so the sum over K has one order on every device
-    place_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=x_TD.device))
-    y_TKD = y_ND.index_select(0, place_N).view(tokens, top_k, -1)
+    y_TKD = y_ND.index_select(0, order.place_TK.flatten()).view(*indices_TK.shape, -1)
     return (y_TKD * weights_TK.unsqueeze(-1)).sum(dim=1)
 
 
@@ -124,6 +120,15 @@ def _grouped_mm(a_ND: Tensor, b_EDI: Tensor, offs: Tensor) -> Tensor:
 @torch.compiler.disable
 def _uncompiled_grouped_mm(a_ND: Tensor, b_EDI: Tensor, offs: Tensor) -> Tensor:
     return torch.nn.functional.grouped_mm(a_ND, b_EDI, offs=offs)
+
+
+@torch.compiler.disable
+def threaded_experts(
+    x_TD: Tensor, weights_TK: Tensor, indices_TK: Tensor, experts: ExpertWeights, activation: Activation
+) -> Tensor:
+    """On the CPU, each expert by one thread, with the backward pass of :class:`~.threaded.ThreadedExperts`."""
+    weights = (experts.w_in_EID, experts.w_out_EHD, experts.b_in_EI, experts.b_out_ED)
+    return ThreadedExperts.apply(x_TD, weights_TK, indices_TK, *weights, activation)
 
 
 def _megablocks_experts(
@@ -142,11 +147,18 @@ def _megablocks_experts(
     )
 
 
-BACKENDS = {"loop": loop_experts, "grouped": grouped_experts, "megablocks": _megablocks_experts}
+BACKENDS = {
+    "loop": loop_experts,
+    "threaded": threaded_experts,
+    "grouped": grouped_experts,
+    "megablocks": _megablocks_experts,
+}
 
 
 def why_not(backend: str, x_TD: Tensor, experts: ExpertWeights) -> str | None:
     """Why a backend cannot run on these inputs, in words, or ``None`` when it can."""
+    if backend == "threaded":
+        return None if x_TD.device.type == "cpu" else f"threads are the CPU's, and the model is on {x_TD.device.type}"
     if backend == "grouped":
         return _why_not_grouped(x_TD, experts)
     if backend == "megablocks":
@@ -173,8 +185,8 @@ def _why_not_grouped(x_TD: Tensor, experts: ExpertWeights) -> str | None:
 
 
 def choose_backend(name: str, x_TD: Tensor, experts: ExpertWeights) -> str:
-    """The backend that runs: the one asked for, or for ``auto`` the first of grouped, MegaBlocks (CUDA only), loop
-    that can.
+    """The backend that runs: the one asked for, or for ``auto`` the first that can: on the CPU threaded, but grouped
+    under ``torch.compile``, which does not look into threads; on CUDA grouped, then MegaBlocks; last loop.
 
     :raises ValueError: when a backend asked for by name cannot run, with the reason.
     """
@@ -183,4 +195,6 @@ def choose_backend(name: str, x_TD: Tensor, experts: ExpertWeights) -> str:
             raise ValueError(f"moe_mlp_impl={name} cannot run: {reason}")
         return name
     candidates = ("grouped", "megablocks") if x_TD.is_cuda else ("grouped",)
+    if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
+        return "threaded"
     return next((backend for backend in candidates if why_not(backend, x_TD, experts) is None), "loop")

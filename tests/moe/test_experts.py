@@ -28,7 +28,7 @@ def make_tokens(width: int = 8, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(5, width, dtype=dtype)
 
 
-@pytest.mark.parametrize("backend", ["loop", "grouped"])
+@pytest.mark.parametrize("backend", ["loop", "threaded", "grouped"])
 def test_worked_example(backend: str) -> None:
     """Two experts small enough to work out by hand: one doubles, one triples and adds one."""
     eye = torch.eye(4)
@@ -50,7 +50,7 @@ def test_an_expert_chosen_twice_by_a_token_counts_twice() -> None:
     experts, x = make_weights(), make_tokens()
     weights, twice = torch.rand(5, 2), torch.ones(5, 2, dtype=torch.long)
     once = F.relu(x @ experts.w_in_EID[1].T) @ experts.w_out_EHD[1] * weights.sum(1, keepdim=True)
-    for name in ("loop", "grouped"):
+    for name in ("loop", "threaded", "grouped"):
         torch.testing.assert_close(BACKENDS[name](x, weights, twice, experts, Activation(F.relu)), once)
 
 
@@ -62,7 +62,9 @@ def test_gated_activation_takes_value_then_gate() -> None:
     assert not torch.allclose(found, value * torch.sigmoid(value) * gate)
 
 
-def test_auto_takes_grouped_on_the_cpu_and_loop_where_it_cannot() -> None:
+def test_auto_takes_threads_on_the_cpu_and_under_compilation_grouped_or_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_backend("auto", make_tokens(6), make_weights(6)) == "threaded"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert choose_backend("auto", make_tokens(), make_weights()) == "grouped"
     assert choose_backend("auto", make_tokens(), make_weights(bias=True)) == "grouped"
     assert choose_backend("auto", make_tokens(6), make_weights(6)) == "loop"
@@ -78,6 +80,8 @@ def test_auto_takes_grouped_on_the_cpu_and_loop_where_it_cannot() -> None:
 def test_a_named_backend_runs_or_says_why_not() -> None:
     assert choose_backend("loop", make_tokens(6), make_weights(6)) == "loop"
     assert choose_backend("grouped", make_tokens(), make_weights()) == "grouped"
+    with pytest.raises(ValueError, match="threads are the CPU's, and the model is on meta"):
+        choose_backend("threaded", make_tokens().to("meta"), make_weights())
     with pytest.raises(ValueError, match=r"^moe_mlp_impl=grouped cannot run: grouped_mm does not take torch.float64$"):
         choose_backend("grouped", make_tokens(dtype=torch.float64), make_weights(dtype=torch.float64))
     reason = "moe_mlp_impl=grouped cannot run: grouped_mm needs rows of a multiple of 16 bytes, a width is 6"
