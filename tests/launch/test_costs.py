@@ -50,7 +50,8 @@ def _kept_bytes(config: str, *overrides: str) -> float:
     from olmoe_parrots.model import build_model
 
     def measured(layers: int) -> float:
-        options = [*SMALL, *overrides, f"model.n_layers={layers}"]
+        # what runs on a GPU, which a plan is about
+        options = [*SMALL, *overrides, f"model.n_layers={layers}", "model.moe_mlp_impl=grouped"]
         cfg = load_train_config(str(REPOSITORY / "configs" / config), options, validate_paths=False)
         model = build_model(cfg.model)
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
