@@ -120,13 +120,7 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
         on the others.
     :raises InputError: for whatever is wrong.
     """
-    check_values(cfg, config_path)
-    _check_model(cfg.model, config_path)
-    _check_duration(cfg.max_duration, config_path)
-    _check_batch(cfg, config_path, world_size)
-    _check_strategy(cfg, config_path, world_size)
-    check_data(cfg, config_path, world_size)
-    _check_disk(cfg)
+    check_inputs(cfg, config_path, world_size)
     resume_from = find_resume_point(cfg)
     goes_on = cfg.try_load_latest_save
     check_save_folder(
@@ -139,6 +133,21 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
     if cfg.remote_save_folder is not None and _is_first_rank():
         check_remote_save_folder(cfg.remote_save_folder, resume_from, overwrite=cfg.save_overwrite)
     return resume_from
+
+
+def check_inputs(cfg: Any, config_path: str, world_size: int) -> None:
+    """The part of :func:`check` that can be told before a run is submitted, wherever its data and save folder are seen:
+    no checkpoint is looked for, and nothing is fetched.
+
+    :raises InputError: as :func:`check` does.
+    """
+    check_values(cfg, config_path)
+    _check_model(cfg.model, config_path)
+    _check_duration(cfg.max_duration, config_path)
+    _check_batch(cfg, config_path, world_size)
+    _check_strategy(cfg, config_path, world_size)
+    check_data(cfg, config_path, world_size)
+    _check_disk(cfg)
 
 
 def _check_model(model: Any, path: str) -> None:
