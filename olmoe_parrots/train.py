@@ -5,10 +5,13 @@ The config file is OLMo's, with OLMoE's ``moe_*`` fields; every option can be ov
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     overrides = read_config_text(args.config, rest)
     _set_up_logging()
+    is_alone = "torch" not in sys.modules  # a process for this run and nothing else
+    with _importing() if is_alone else contextlib.nullcontext():
+        from . import config  # noqa: F401
     cfg = _load(args.config, overrides)
     resume_from = check(cfg, args.config, world_size())
+    if is_alone:
+        preload()
     return _run(cfg, resume_from)
 
 
@@ -47,6 +55,29 @@ def preload() -> None:
 
     For a process that forks others, each of which calls :func:`main`: they start within a second. No device is touched.
     """
+    with _importing():
+        _import_all()
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Imports without garbage collections, of which later ones leave out what was imported.
+
+    Collections take two seconds of importing OLMo, and then a third of a second at each checkpoint, where OLMo makes
+    a full one (olmo/torch_util.py:142).
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _import_all() -> None:
     import olmo.data
     import olmo.eval
     import olmo.optim
