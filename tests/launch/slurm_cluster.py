@@ -7,6 +7,7 @@ variable that Slurm's commands need, until it is interrupted.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -61,13 +62,24 @@ def install() -> None:
     """Install Slurm by apt-get where it is missing. Raises NoSlurmError where that cannot be done."""
     if os.geteuid() != 0:
         raise NoSlurmError("its daemons need root")
-    if all(shutil.which(program, path=SEARCHED) for program in PROGRAMS):
-        return
+    with open(Path(tempfile.gettempdir()) / "slurm-install.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one installs it, and the others wait
+        if not all(shutil.which(program, path=SEARCHED) for program in PROGRAMS):
+            _install_packages()
+
+
+def _install_packages() -> None:
     if shutil.which("apt-get") is None:
         raise NoSlurmError("there is no apt-get to install it with")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    patience = ["-o=DPkg::Lock::Timeout=120", "-o=Acquire::Retries=3", "-o=Acquire::http::Timeout=20"]
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(["apt-get", "-qq", *command], env=environment, capture_output=True, text=True)
+        words = ["apt-get", "-qq", *patience, *command]
+        try:
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired:
+            raise NoSlurmError(f"apt-get {command[0]} takes more than five minutes") from None
+        # lists of before may do
         if done.returncode and command[0] == "install":
             raise NoSlurmError(f"apt-get cannot install it: {done.stderr[-500:]}")
 
