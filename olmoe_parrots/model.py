@@ -4,8 +4,9 @@
 :class:`ModelOutput`, and both know their FLOPs from closed formulas.
 """
 
+import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from olmo.model import OLMo, OLMoBlockGroup
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .accounting import ModelShape
 from .config import BlockType, ModelConfig
+from .loss import chunked_cross_entropy
 from .moe.block import Collect, MoEBlock
 from .moe.router import RoutingStatistics
 
@@ -26,6 +28,8 @@ class ModelOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...] | None
     routing: list[RoutingStatistics] | None
     """One entry a MoE layer; ``None`` for a dense model."""
+    loss: Tensor | None = None
+    """The sum of the labels' cross-entropies, where labels were given; then ``logits`` has no positions."""
 
 
 class ParrotsOLMo(OLMo):
@@ -49,12 +53,41 @@ class ParrotsOLMo(OLMo):
         """Backward FLOPs per token: twice the forward's."""
         return 2 * self.num_fwd_flops
 
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> ModelOutput:  # type: ignore[override]
+        """OLMo's, and with `labels` (batch, sequence - 1) their loss, for which no logits are kept.
+
+        It is in the forward pass that FSDP has the weights of the output matrix whole.
+        """
+        if labels is None:
+            return self._forward(*args, **kwargs)
+        hidden_states: list[Tensor] = []
+
+        def take(module: nn.Module, arguments: Any, normed: Tensor) -> Tensor:
+            hidden_states.append(normed)
+            return normed[:, :0]
+
+        hook = self.transformer["ln_f"].register_forward_hook(take)
+        try:
+            output = self._forward(*args, **kwargs)
+        finally:
+            hook.remove()
+        return output._replace(loss=self._loss(hidden_states[0][:, :-1], labels))
+
+    def _forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        raise NotImplementedError
+
+    def _loss(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
+        if self.config.scale_logits:
+            hidden_BSD = hidden_BSD / math.sqrt(self.config.d_model)
+        weight = self.transformer["wte" if self.config.weight_tying else "ff_out"].weight
+        return chunked_cross_entropy(hidden_BSD.flatten(0, 1), cast(Tensor, weight), labels_BS.flatten())
+
 
 class DenseOLMo(ParrotsOLMo):
     """OLMo's own dense model; only the type of its output differs."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:  # type: ignore[override]
-        return ModelOutput(*super().forward(*args, **kwargs), routing=None)
+    def _forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        return ModelOutput(*OLMo.forward(self, *args, **kwargs), routing=None)
 
 
 class MoEOLMo(ParrotsOLMo):
@@ -80,10 +113,10 @@ class MoEOLMo(ParrotsOLMo):
         if init_params and device != "meta":
             self.reset_parameters()
 
-    def forward(self, *args: Any, use_cache: bool = False, **kwargs: Any) -> ModelOutput:  # type: ignore[override]
+    def _forward(self, *args: Any, use_cache: bool = False, **kwargs: Any) -> ModelOutput:
         wanted = Collect.ROUTING | (Collect.KEYS_VALUES if use_cache else Collect.NOTHING)
-        forward: Any = super().forward  # OLMo types the flag as bool and what blocks return as keys and values
-        logits, collected, hidden_states = forward(*args, use_cache=wanted, **kwargs)
+        forward: Any = OLMo.forward  # OLMo types the flag as bool and what blocks return as keys and values
+        logits, collected, hidden_states = forward(self, *args, use_cache=wanted, **kwargs)
         keys_values = [block.keys_values for block in collected] if use_cache else None
         return ModelOutput(logits, keys_values, hidden_states, [block.statistics for block in collected])
 

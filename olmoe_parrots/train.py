@@ -244,6 +244,8 @@ def _build_evaluators(cfg: "TrainConfig", device: "torch.device") -> list[Any]:
 
 
 def _restore(trainer: "ParrotsTrainer", cfg: "TrainConfig", resume_from: "Checkpoint | None") -> None:
+    from .optimizer import fuse_optimizer
+
     load_path = str(resume_from.path) if resume_from is not None else cfg.load_path
     if load_path is not None:
         log.info("loading %s", load_path)
@@ -264,6 +266,7 @@ def _restore(trainer: "ParrotsTrainer", cfg: "TrainConfig", resume_from: "Checkp
         from olmo.config import CheckpointType
 
         trainer.save_checkpoint(CheckpointType.unsharded)
+    fuse_optimizer(trainer.optim)
 
 
 def _train(trainer: "ParrotsTrainer", cfg: "TrainConfig") -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .config import BlockType, TrainConfig
 from .evaluation.synthetic import SyntheticEvaluator
 from .guards import CollapseWatch, FiniteGuard
+from .loss import pays_to_chunk
 from .metrics import MetricsFile, Progress, read_metrics, routing_row
 from .model import ModelOutput, ParrotsOLMo
 from .moe.losses import load_balancing_loss, router_z_loss
@@ -125,9 +126,18 @@ class ParrotsTrainer(SavingTrainer):
             return nullcontext()  # on CUDA OLMo has entered it already
         return torch.autocast(self.device.type, dtype=self.cfg.autocast_precision)
 
-    def model_forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Tensor]:
+    def model_forward(
+        self, batch: dict[str, Any], loss_reduction: str = "mean", compute_z_loss: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """OLMo's; sums of losses, which only training asks for, without logits where that can be."""
+        plain = loss_reduction == "sum" and not compute_z_loss and not self.cfg.fused_loss
+        if plain and pays_to_chunk(self.cfg.model, self.cfg.autocast_precision, self.device):
+            names = ("input_ids", "attention_mask", "attention_bias", "doc_lens", "max_doc_lens")
+            inputs = {name: batch[name] for name in names if name in batch}
+            output = self.dist_model(**inputs, labels=self.get_labels(batch))
+            return output.loss, None, output.logits
         with self._autocast():
-            return super().model_forward(*args, **kwargs)
+            return super().model_forward(batch, loss_reduction, compute_z_loss)
 
     # Losses: of the learned labels, and auxiliary.
 
