@@ -22,10 +22,16 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+LONGEST = ("test_readme.py", "launch/test_slurm.py", "launch/test_local.py", "test_runs.py", "test_elastic.py")
+"""The files that take a process longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: processes share the files, and none should be left to the end with a slow one."""
+    """The longest files first, then those with slow tests: processes share the files, and none should be left to the
+    end with a slow one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), item.path not in slow))
 
 
 REPOSITORY = Path(__file__).parent.parent
