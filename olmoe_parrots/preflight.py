@@ -12,19 +12,21 @@ from typing import Any
 
 import yaml
 
-from .accounting import ModelShape
 from .checkpoint import NAME, Checkpoint, check_save_folder, checkpoint_at, latest_checkpoint
 from .errors import InputError
 from .preflight_data import check_data, refuse
+from .preflight_disk import check_disk
 from .preflight_values import check_values
 from .remote import is_remote
 from .remote_checkpoint import check_remote_save_folder, fetch_checkpoint, fetch_newest
+from .remote_data import read_through_our_client
+from .remote_log import fetch_log
 
 SECTIONS = {"model", "optimizer", "scheduler", "data", "tokenizer", "speed_monitor"}
 """Those that OLMo reads before the schema is looked at (olmo/config.py:1300)."""
 LOADED = ".loaded"
 """In the save folder: a copy of the checkpoint of S3 that a run starts from, removed once it is loaded."""
-BACKENDS = ("auto", "sparse", "grouped", "megablocks", "loop")
+BACKENDS = ("auto", "sparse", "threaded", "grouped", "megablocks", "loop")
 
 
 def read_config_text(path: str, overrides: list[str]) -> list[str]:
@@ -131,7 +133,7 @@ def check(cfg: Any, config_path: str, world_size: int) -> Checkpoint | None:
         sharded_too=_loads_sharded(cfg),
     )
     if cfg.remote_save_folder is not None and _is_first_rank():
-        check_remote_save_folder(cfg.remote_save_folder, resume_from, overwrite=cfg.save_overwrite)
+        _check_remote(cfg, resume_from)
     return resume_from
 
 
@@ -146,8 +148,18 @@ def check_inputs(cfg: Any, config_path: str, world_size: int) -> None:
     _check_duration(cfg.max_duration, config_path)
     _check_batch(cfg, config_path, world_size)
     _check_strategy(cfg, config_path, world_size)
+    read_through_our_client()
     check_data(cfg, config_path, world_size)
-    _check_disk(cfg)
+    check_disk(cfg)
+
+
+def _check_remote(cfg: Any, resume_from: Checkpoint | None) -> None:
+    folder, overwrite = Path(cfg.save_folder), cfg.save_overwrite
+    resumes = resume_from is not None and resume_from.path.parent == folder.resolve()
+    goes_on = resumes or (cfg.try_load_latest_save and not overwrite)
+    check_remote_save_folder(cfg.remote_save_folder, resume_from, overwrite=overwrite, goes_on=goes_on)
+    if goes_on:
+        fetch_log(cfg.remote_save_folder, folder)
 
 
 def _check_model(model: Any, path: str) -> None:
@@ -287,18 +299,3 @@ def _is_first_rank() -> bool:
 
 def _loads_sharded(cfg: Any) -> bool:
     return str(cfg.distributed_strategy) == "fsdp"
-
-
-def _check_disk(cfg: Any) -> None:
-    if not cfg.save_folder:
-        raise InputError("save_folder", "it is empty", "name a folder with --save_folder=DIR")
-    folder = Path(cfg.save_folder)
-    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    if not os.access(existing, os.W_OK):
-        raise InputError(folder, "the save folder cannot be written", "choose another --save_folder")
-    # the next checkpoint is written before the oldest is removed
-    needed = 2 * ModelShape.from_config(cfg.model).checkpoint_bytes()
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        what = f"{free / 1e9:.1f} GB are free and two checkpoints take {needed / 1e9:.1f} GB"
-        raise InputError(folder, what, "free some space or choose another --save_folder")

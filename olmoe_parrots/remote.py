@@ -3,7 +3,10 @@
 Credentials come from boto3's usual chain (environment, profiles, instance roles) and nowhere else; `AWS_ENDPOINT_URL`
 names another server than Amazon's. `S3_PROFILE` chooses a profile here as it does in OLMo (olmo/util.py:520).
 Functions that read raise FileNotFoundError where there is no such object, and InputError for what keeps every object
-of the bucket from being read: credentials, a missing bucket, no connection.
+of the bucket from being read: credentials, a missing bucket, no connection (Unreachable).
+
+A request is tried `AWS_MAX_ATTEMPTS` times (5), with growing waits between; each waits `S3_TIMEOUT` seconds (30) for
+an answer. Reading goes on where a connection was cut, and only tries without a byte between them count.
 """
 
 from __future__ import annotations
@@ -11,18 +14,25 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os
+import random
 import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from olmoe_parrots.errors import InputError
+from olmoe_parrots.remote_errors import timeout, told, torn, without_secrets
 
 SCHEME = "s3://"
-_BLOCK = 1 << 22
+_BLOCK, _PART = 1 << 18, 1 << 23
+"""Bytes that are read at once, and that a thread of a download fetches."""
+_THREADS = 10
+_JITTER = random.Random()  # not the run's random state, which its checkpoints hold
 
 
 @dataclass(frozen=True)
@@ -64,17 +74,32 @@ def find(pattern: str) -> list[str]:
 
 def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """The bytes of an object, or its bytes from `start` up to `stop`."""
-    bucket, key = _split(path)
-    ranged = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
-    with _told(path):
-        return bytes(_client().get_object(Bucket=bucket, Key=key, **ranged)["Body"].read())
+    return b"" if start == stop else b"".join(read_blocks(path, start, stop))
 
 
-def read_blocks(path: str) -> Iterator[bytes]:
-    """The bytes of an object, in blocks of a few MB."""
+def read_blocks(path: str, start: int = 0, stop: int | None = None, tag: str | None = None) -> Iterator[bytes]:
+    """The bytes of an object, or those from `start` up to `stop`, in blocks of at most 256 KiB.
+
+    Args:
+        tag: the object's ETag, if it is known: the bytes are of that state, or InputError is raised.
+    """
     bucket, key = _split(path)
+    tears = 0
     with _told(path):
-        yield from _client().get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(_BLOCK)
+        while True:
+            wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+            answer = _client().get_object(Bucket=bucket, Key=key, **wanted, **({"IfMatch": tag} if tag else {}))
+            tag = answer["ETag"]
+            try:
+                for block in answer["Body"].iter_chunks(_BLOCK):
+                    start, tears = start + len(block), 0
+                    yield block
+                return
+            except torn():
+                tears += 1
+                if tears >= _attempts():
+                    raise
+                _wait(tears)
 
 
 def stat(path: str) -> RemoteFile:
@@ -100,12 +125,26 @@ def exists(path: str) -> bool:
 
 
 def download(path: str, local: Path) -> None:
-    """Copy an object to the file `local`: beside it first, then renamed."""
+    """Copy an object to the file `local`, in several parts at once: beside it first, then renamed."""
     bucket, key = _split(path)
     beside = local.with_name(f".{local.name}.{os.getpid()}.partial")
+    with _told(path):
+        head = _client().head_object(Bucket=bucket, Key=key)
+    length, tag = int(head["ContentLength"]), str(head["ETag"])
     try:
-        with _told(path):
-            _client().download_file(bucket, key, str(beside))
+        with beside.open("wb", buffering=0) as file, ThreadPoolExecutor(_THREADS) as pool:
+
+            def fetch(start: int) -> None:
+                at = start
+                for block in read_blocks(path, start, min(start + _PART, length), tag):
+                    os.pwrite(file.fileno(), block, at)
+                    at += len(block)
+
+            try:
+                for _ in pool.map(fetch, range(0, length, _PART)):
+                    pass
+            finally:
+                pool.shutdown(cancel_futures=True)
         os.replace(beside, local)
     finally:
         beside.unlink(missing_ok=True)
@@ -151,14 +190,17 @@ def remove(path: str) -> None:
 
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = str(path).removeprefix(SCHEME).partition("/")
+    if "@" in bucket:
+        remedy = "write s3://bucket/folder, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        raise InputError(without_secrets(path), "credentials do not belong into an address", remedy)
     if not is_remote(path) or not bucket:
         raise InputError(path, "it is no address of S3", "write s3://bucket/folder")
     return bucket, re.sub("/+", "/", key).lstrip("/")
 
 
-def _list(bucket: str, prefix: str, told: str) -> list[str]:
+def _list(bucket: str, prefix: str, path: str) -> list[str]:
     found = []
-    with _told(told):
+    with _told(path):
         for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             found += [entry["Key"] for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
     return [f"{SCHEME}{bucket}/{key}" for key in sorted(found)]
@@ -184,57 +226,26 @@ def _client_of(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
     retries: dict[str, Any] = {"mode": "standard"}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = 5
-    config = Config(retries=retries, connect_timeout=10, max_pool_connections=32)
+    waits = {"connect_timeout": min(10.0, timeout()), "read_timeout": timeout()}
+    config = Config(retries=retries, max_pool_connections=32, **waits)
     try:
         return boto3.Session(profile_name=os.environ.get("S3_PROFILE")).client("s3", config=config)
     except (BotoCoreError, ValueError) as error:  # no such profile, a setting or an endpoint that is none
         remedy = "correct AWS_PROFILE, S3_PROFILE, AWS_ENDPOINT_URL or the files of ~/.aws"
-        raise InputError("S3", f"its settings cannot be used ({error})", remedy) from None
+        raise InputError("S3", f"its settings cannot be used ({without_secrets(error)})", remedy) from None
 
 
-@contextmanager
-def _told(path: str) -> Iterator[None]:
-    """Errors of boto3 on the way to `path`, in one line."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except Boto3Error as error:  # a failed upload hides its reason
-        reason = error.__context__
-        raise _told_of(path, reason if isinstance(reason, ClientError | BotoCoreError) else error) from None
-    except (ClientError, BotoCoreError) as error:
-        raise _told_of(path, error) from None
+def _attempts() -> int:
+    return int(_client().meta.config.retries["total_max_attempts"])
 
 
-def _told_of(path: str, error: Exception) -> Exception:
-    from botocore import exceptions
-
-    response = getattr(error, "response", None)
-    if response is not None:
-        return _answer(path, str(response.get("Error", {}).get("Code")), response.get("Error", {}).get("Message", ""))
-    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        return InputError(path, "there are no credentials for S3", remedy)
-    if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
-        where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
-        remedy = "check the network and AWS_ENDPOINT_URL, then run the command again"
-        return InputError(path, f"{where} cannot be reached ({type(error).__name__})", remedy)
-    return InputError(path, f"S3 failed ({error})", "check the address and the settings of S3")
+def _wait(tries: int) -> None:
+    """As long as botocore does between its tries (botocore/retries/standard.py:217)."""
+    time.sleep(_JITTER.random() * min(2 ** (tries - 1), 20))
 
 
-def _answer(path: str, code: str, message: str) -> Exception:
-    bucket = _split(path)[0]
-    if code == "404":  # the answer to HEAD, which says no more
-        code = "NoSuchKey" if _has_bucket(bucket) else "NoSuchBucket"
-    if code == "NoSuchKey":
-        return FileNotFoundError(path)
-    if code == "NoSuchBucket":
-        return InputError(path, f"there is no bucket {bucket!r}", "correct the address or create the bucket")
-    if code in ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
-        what = f"S3 refused the credentials ({'Forbidden' if code == '403' else code})"
-        return InputError(path, what, "check the keys or the profile, and what they may do with this bucket")
-    return InputError(path, f"S3 answered {code} {message}".rstrip(), "check the address and the settings of S3")
+def _told(path: str) -> AbstractContextManager[None]:
+    return told(path, lambda: _has_bucket(_split(path)[0]))
 
 
 def _has_bucket(bucket: str) -> bool:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 from . import remote
 from .checkpoint import DAMAGED, MANIFEST, NAME, Checkpoint, checkpoints_in, set_aside, sync
 from .errors import InputError, RunError
+from .remote_log import LOG, copy_log, holds_log
 from .shards import sha256_of
 
 log = logging.getLogger(__name__)
@@ -121,70 +123,107 @@ def _set_aside(address: str) -> None:
     remote.remove(f"{address}/{MANIFEST}")
 
 
-def check_remote_save_folder(folder: str, resume_from: Checkpoint | None, *, overwrite: bool) -> None:
-    """Refuse an S3 folder that cannot be read, or whose checkpoints this run would collide with.
+def check_remote_save_folder(
+    folder: str, resume_from: Checkpoint | None, *, overwrite: bool, goes_on: bool = False
+) -> None:
+    """Refuse an S3 folder that cannot be read, or whose checkpoints or log this run would collide with.
 
     :param resume_from: the checkpoint that the run starts from, if any.
+    :param goes_on: whether it is the run whose log may be there.
     """
     if not remote.is_remote(folder):
         raise InputError(f"remote_save_folder={folder}", "it is no address of S3", "write s3://bucket/folder")
     there = remote_checkpoints(folder)
     step = -1 if resume_from is None else resume_from.step
     later = [address for found, _, address in there if found > step]
-    if later and not overwrite:
-        what = f"it holds {later[-1].rpartition('/')[2]}, which this run would have to overwrite"
+    holds = later[-1].rpartition("/")[2] if later else LOG if not goes_on and holds_log(folder) else None
+    if holds and not overwrite:
+        what = f"it holds {holds}, which this run would have to overwrite"
         remedy = "resume it with --try_load_latest_save, use another --remote_save_folder, or --save_overwrite"
         raise InputError(folder, what, remedy)
 
 
 class Uploads:
-    """Copies of a run's checkpoints, one after the other, beside training.
+    """Copies of a run's log and checkpoints, one after the other, beside training.
+
+    The log goes up before each checkpoint, so that on S3 no checkpoint is without the rows of its steps.
 
     :param folder: ``remote_save_folder``, an address of S3.
+    :param save_folder: where the run's log is; without it checkpoints alone are copied.
     :param overwrite: whether other checkpoints there may be replaced.
     """
 
-    def __init__(self, folder: str, *, overwrite: bool = False) -> None:
+    def __init__(self, folder: str, save_folder: Path | None = None, *, overwrite: bool = False) -> None:
         self.folder = folder.rstrip("/")
+        self._save_folder = save_folder
         self._overwrite = overwrite
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._running: dict[Path, Future[bool]] = {}
+        self._is_last_try = False
+        self._given_up = threading.Event()
 
     def add(self, checkpoint: Path) -> None:
         """Copy it as soon as those before it are copied."""
-        self._running[checkpoint] = self._pool.submit(
-            upload_checkpoint, checkpoint, f"{self.folder}/{checkpoint.name}", overwrite=self._overwrite
-        )
+        self._running[checkpoint] = self._pool.submit(self._copy, checkpoint)
 
-    def wait_for(self, checkpoint: Path) -> None:
-        """Before it is removed: have it copied, or say that it was not."""
-        if (future := self._running.pop(checkpoint, None)) is not None:
-            try:
-                future.result()
-            except (InputError, OSError) as error:
-                log.warning("%s is removed here and was not copied to S3: %s", checkpoint, error)
+    def _copy(self, checkpoint: Path | None = None) -> bool:
+        if self._given_up.is_set():
+            return False
+        try:
+            if self._save_folder is not None:
+                copy_log(self._save_folder, self.folder)
+            if checkpoint is None:
+                return True
+            return upload_checkpoint(checkpoint, f"{self.folder}/{checkpoint.name}", overwrite=self._overwrite)
+        except (InputError, OSError):
+            if self._is_last_try:  # the others would wait as long for the same answer
+                self._given_up.set()
+            raise
+
+    def wait_for(self, checkpoint: Path, seconds: float | None = None) -> bool:
+        """Before it is removed: have it copied, or say that it was not.
+
+        :returns: False where S3 is still taking it after so many seconds: then it has to stay.
+        """
+        if (future := self._running.get(checkpoint)) is None:
+            return True
+        wait([future], seconds)
+        if not future.done():
+            log.warning("%s stays on disk: S3 has not taken all of it in %.0f s", checkpoint, seconds)
+            return False
+        if (error := self._failure(self._running.pop(checkpoint))) is not None:
+            log.warning("%s is removed here and was not copied to S3: %s", checkpoint, error)
+        return True
 
     def finish(self) -> None:
-        """Wait for all; those that failed are tried once more.
+        """Wait for all; those that failed are tried once more, and the log is copied as it is now.
 
         :raises RunError: when some are on disk alone.
         """
-        for checkpoint, future in list(self._running.items()):
-            try:
-                future.result()
-            except (InputError, OSError):
-                self.add(checkpoint)
-        for checkpoint, future in self._running.items():
-            try:
-                future.result()
-            except (InputError, OSError) as error:
-                what = f"{checkpoint} is whole on disk, but not on S3 ({error})"
+        failed = [checkpoint for checkpoint, future in self._running.items() if self._failure(future) is not None]
+        self._is_last_try = True
+        for checkpoint in failed:
+            self.add(checkpoint)
+        whole = {str(checkpoint): future for checkpoint, future in self._running.items()}
+        if self._save_folder is not None:
+            whole[str(self._save_folder / LOG)] = self._pool.submit(self._copy)
+        for path, future in whole.items():
+            if (error := self._failure(future)) is not None:
+                what = f"{path} is whole on disk, but not on S3 ({error})"
                 remedy = "mend that and run again with --try_load_latest_save=true"
                 raise RunError(self.folder, what, remedy) from error
         self._running.clear()
 
+    def _failure(self, future: Future[bool]) -> InputError | OSError | None:
+        try:
+            future.result()
+        except (InputError, OSError) as error:
+            return error
+        return None
+
     def close(self) -> None:
         """End without waiting for those that have not begun."""
+        self._given_up.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -194,7 +233,7 @@ def uploading(folder: str | None, save_folder: Path, *, overwrite: bool) -> Iter
     if folder is None:
         yield None
         return
-    uploads = Uploads(folder, overwrite=overwrite)
+    uploads = Uploads(folder, save_folder, overwrite=overwrite)
     try:
         for checkpoint in checkpoints_in(save_folder):
             if checkpoint.is_sealed:

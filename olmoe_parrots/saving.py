@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from olmo.config import CheckpointType
+from olmo.exceptions import OLMoThreadError
 from olmo.optim import PARAM_GROUP_FIELDS
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size, synchronize_flag
 from olmo.train import Trainer
@@ -27,7 +30,13 @@ from .errors import RunError
 from .remote_checkpoint import Uploads
 from .stopping import StopRequest
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+log = logging.getLogger("olmoe_parrots")
+
+_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Full, or closed to all writing."""
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_UPLOAD_SECONDS = 900.0
+"""How long a run waits for a copy of a checkpoint that it is to remove: less than ranks wait for each other."""
 
 
 @dataclass
@@ -42,6 +51,7 @@ class SavingTrainer(Trainer):
     """Copies to ``remote_save_folder``, on the first rank."""
     _cancel_check_interval: int = 1
     _is_watched: bool = False
+    _started_at: float = 0.0
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -49,6 +59,7 @@ class SavingTrainer(Trainer):
         # OLMo asks check_if_cancelled at these steps only (olmo/train.py:1244); a signal can't wait for the next
         self._cancel_check_interval, self.cfg.canceled_check_interval = self.cfg.canceled_check_interval, 1
         self._is_watched = True
+        self._started_at = time.monotonic()
         try:
             yield
         finally:
@@ -71,9 +82,10 @@ class SavingTrainer(Trainer):
             return True, 0
         if self.global_step % self._cancel_check_interval != 0:
             return False, 0
+        seconds = time.monotonic() - self._started_at
+        self._start_time = time.time() - seconds  # OLMo (olmo/train.py:1050) asks a clock that may be set meanwhile
         cancelled, extra_steps = super().check_if_cancelled()
-        limit = self.cfg.time_limit
-        at_limit = limit is not None and time.time() - self._start_time >= limit
+        at_limit = self.cfg.time_limit is not None and seconds >= self.cfg.time_limit
         self.stopped_early = cancelled and synchronize_flag(at_limit, self.device)
         return cancelled, extra_steps
 
@@ -130,28 +142,41 @@ class SavingTrainer(Trainer):
         every, match = self.cfg.keep_checkpoints_every or 0, NAME.fullmatch(checkpoint.name)
         return every > 0 and match is not None and int(match[1]) % every == 0
 
-    def _remove_ahead(self, checkpoint: Path) -> None:
-        """Remove a checkpoint before OLMo would (olmo/train.py:526,570), file by file and under its name."""
-        if self.uploads is not None:
-            self.uploads.wait_for(checkpoint)
+    def _remove_ahead(self, checkpoint: Path) -> bool:
+        """Remove a checkpoint before OLMo would (olmo/train.py:526,570), file by file and under its name; False where
+        it has to stay, as S3 is still taking it."""
+        if self.cfg.remote_save_folder is not None:
             self.watch()
+            seconds = min(_UPLOAD_SECONDS, (self.cfg.step_timeout or math.inf) / 2)
+            copied = self.uploads is None or self.uploads.wait_for(checkpoint, seconds)
+            self.watch()
+            if not synchronize_flag(copied, self.device):
+                return False
         barrier()
         if get_fs_local_rank() == 0:
             remove(checkpoint)
+        return True
 
     def _remove_sharded_checkpoint(self, idx: int, checkpoints: list[Path]) -> None:
-        if checkpoints is not self.ephemeral_checkpoints and self._is_kept(checkpoints[idx]):
+        kept = checkpoints is not self.ephemeral_checkpoints and self._is_kept(checkpoints[idx])
+        if kept or not self._remove_ahead(checkpoints[idx]):
             checkpoints.pop(idx)  # OLMo forgets it, the disk does not
         else:
-            self._remove_ahead(checkpoints[idx])
             super()._remove_sharded_checkpoint(idx, checkpoints)
 
     def remove_unsharded_checkpoint(self, idx: int = 0) -> None:
-        if self._is_kept(self.unsharded_checkpoints[idx]):
+        if self._is_kept(self.unsharded_checkpoints[idx]) or not self._remove_ahead(self.unsharded_checkpoints[idx]):
             self.unsharded_checkpoints.pop(idx)
         else:
-            self._remove_ahead(self.unsharded_checkpoints[idx])
             super().remove_unsharded_checkpoint(idx)
+
+    def __exit__(self, kind: Any, error: Any, at: Any) -> None:
+        """OLMo's, which closes files: on the disk that ended the run that fails again, and is no other error."""
+        try:
+            super().__exit__(kind, error, at)
+        except OSError as again:
+            if not isinstance(error, RunError) or _why_unwritable(again, self.cfg.save_folder) is None:
+                raise
 
 
 def _without_upload(save: Callable[..., None]) -> Callable[..., None]:
@@ -179,21 +204,29 @@ def _sealing(temporary: Callable[..., AbstractContextManager[Path]]) -> Callable
 
 @contextlib.contextmanager
 def told_when_unwritable(folder: str) -> Iterator[None]:
-    """Tell of a full or closed disk in one line. Raises RunError: the checkpoints of before are as they were."""
+    """Tell of a full or closed disk, and of data that cannot be read any more, in one line.
+
+    Raises RunError: the checkpoints of before are as they were.
+    """
     try:
         yield
+    except OLMoThreadError as error:  # of the threads by which OLMo's loader reads ahead (olmo/util.py:820)
+        raise (error.__cause__ if isinstance(error.__cause__, RunError) else error) from None
     except (OSError, RuntimeError) as error:
-        if (reason := _why_unwritable(error)) is None:
+        if (reason := _why_unwritable(error, folder)) is None:
             raise
         remedy = "earlier checkpoints are whole: mend that and run again with --try_load_latest_save=true"
-        raise RunError(
-            getattr(error, "filename", None) or folder, f"it cannot be written ({reason})", remedy
-        ) from error
+        told = RunError(getattr(error, "filename", None) or folder, f"it cannot be written ({reason})", remedy)
+        if get_global_rank() != 0:
+            log.error("%s", told)  # only the first rank's last line is shown
+        raise told from error
 
 
-def _why_unwritable(error: BaseException) -> str | None:
+def _why_unwritable(error: BaseException, folder: str) -> str | None:
     """The system's word for a full or closed disk behind an error; torch's writer (a RuntimeError) hides its number."""
     if isinstance(error, OSError):
-        return error.strerror if error.errno in _FULL else None
+        in_folder = Path(str(error.filename)).absolute().is_relative_to(Path(folder).absolute())
+        closed = error.errno in _CLOSED or (error.errno in _FORBIDDEN and error.filename is not None and in_folder)
+        return error.strerror if closed else None
     of_torch = any(name in str(error) for name in ("PytorchStreamWriter", "inline_container"))
     return "torch's writer failed: is the disk full?" if of_torch else None

@@ -1,7 +1,8 @@
 """The model of a checkpoint of ours, whole on one device, ready to be measured.
 
 A checkpoint is untrusted input: weights are loaded as data alone, and the metadata of a sharded one by the restricted
-unpickler of :mod:`olmoe_parrots.olmo_compat`. Optimizer state is not read.
+unpickler of :mod:`olmoe_parrots.olmo_compat`. What is read is compared with the checkpoint's manifest: on disk all of
+it, on S3 by :mod:`.remote_weights`.
 """
 
 import logging
@@ -17,19 +18,29 @@ import yaml
 from olmo.config import DistributedStrategy
 from olmo.exceptions import OLMoCheckpointError, OLMoConfigurationError
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
 
 from .. import olmo_compat, remote
-from ..checkpoint import NAME, SHARDED_FILES, UNSHARDED_FILES, checkpoint_at, checkpoints_in
+from ..checkpoint import (
+    DAMAGED,
+    MANIFEST,
+    NAME,
+    SHARDED_FILES,
+    UNSHARDED_FILES,
+    Checkpoint,
+    checkpoint_at,
+    checkpoints_in,
+)
 from ..config import TrainConfig, load_train_config
 from ..errors import InputError
 from ..model import ParrotsOLMo, build_model
+from ..remote_data import read_through_our_client
+from .remote_weights import SHARDS, RemoteReader, whole_file
 
 if TYPE_CHECKING:
     from .task_tokenizer import TaskTokenizer
 
 log = logging.getLogger("olmoe_parrots")
-CONFIG, WEIGHTS, SHARDS = "config.yaml", "model.pt", "model_and_optim"
+CONFIG, WEIGHTS = "config.yaml", "model.pt"
 PRECISIONS = ("fp32", "amp_bf16", "amp_fp16")
 _KINDS = "step{N} (sharded) or step{N}-unsharded"
 _UNREADABLE = (
@@ -105,11 +116,12 @@ def find_checkpoint(path: str) -> FoundCheckpoint:
 
     :raises InputError: when there is none, or it is not whole; says which file is missing.
     """
+    read_through_our_client()  # what it is measured on may be on S3
     if remote.is_remote(path):
         return _find_remote(path.rstrip("/"))
     folder = Path(path)
     if NAME.fullmatch(folder.resolve().name) or not folder.is_dir():
-        named = checkpoint_at(folder)
+        named = _named(folder)
         return FoundCheckpoint(str(named.path), named.step, named.sharded)
     refused = []
     for held in reversed(checkpoints_in(folder)):
@@ -124,7 +136,16 @@ def find_checkpoint(path: str) -> FoundCheckpoint:
     raise _none_whole(path, refused)
 
 
+def _named(folder: Path) -> Checkpoint:
+    try:
+        return checkpoint_at(folder)
+    except InputError as error:  # whose remedy is that of training
+        remedy = "name another checkpoint" if folder.is_dir() else f"name a run's save folder or a checkpoint, {_KINDS}"
+        raise InputError(error.where, error.what, remedy) from None
+
+
 def _find_remote(path: str) -> FoundCheckpoint:
+    """Those with a manifest come first: of ours it is the last file that arrives, and OLMo's own have none."""
     names = [address.removeprefix(f"{path}/") for address in remote.list_files(path)]
     last = path.rpartition("/")[2]
     if NAME.fullmatch(last):
@@ -136,18 +157,25 @@ def _find_remote(path: str) -> FoundCheckpoint:
             folder, _, file = name.partition("/")
             if NAME.fullmatch(folder):
                 held.setdefault(folder, set()).add(file)
-    whole, refused = [], []
+    sealed: list[FoundCheckpoint] = []
+    unsealed: list[FoundCheckpoint] = []
+    refused: list[str] = []
     for folder, files in held.items():
         match = NAME.fullmatch(folder)
         assert match is not None
         sharded = match[2] is None
         if missing := [file for file in (SHARDED_FILES if sharded else UNSHARDED_FILES) if file not in files]:
             refused.append(f"{folder} lacks {', '.join(missing)}")
+        elif MANIFEST not in files and f"{DAMAGED}{MANIFEST}" in files:
+            refused.append(f"{folder} was set aside as damaged")
         else:
-            whole.append(FoundCheckpoint(f"{path}/{folder}", int(match[1]), sharded))
-    if not whole:
+            found = FoundCheckpoint(f"{path}/{folder}", int(match[1]), sharded)
+            (sealed if MANIFEST in files else unsealed).append(found)
+    if not (sealed or unsealed):
         raise _none_whole(path, refused)
-    return max(whole, key=lambda found: (found.step, found.sharded))
+    if not sealed:
+        log.warning("%s: no checkpoint has a %s: it is loaded without verification", path, MANIFEST)
+    return max(sealed or unsealed, key=lambda found: (found.step, found.sharded))
 
 
 def _none_whole(path: str, refused: list[str]) -> InputError:
@@ -162,7 +190,7 @@ def read_config(found: FoundCheckpoint) -> TrainConfig:
     :raises InputError: when it is not one of our training configs.
     """
     address = remote.join(found.path, CONFIG)
-    with remote.local_copy(address) as path:
+    with whole_file(found.path, CONFIG) as path:
         try:
             return load_train_config(path, validate_paths=False)
         except (OLMoConfigurationError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -197,10 +225,12 @@ def load_found(found: FoundCheckpoint, cfg: TrainConfig, device: torch.device | 
     model = build_model(cfg.model, init_params=False)
     try:
         if found.sharded:
-            _load_shards(model, remote.join(found.path, SHARDS))
+            _load_shards(model, found.path)
         else:
             _load_whole(model, found.path)
     except _UNREADABLE as error:
+        if (refused := _refusal_behind(error)) is not None:
+            raise refused from None
         place = remote.join(found.path, SHARDS if found.sharded else WEIGHTS)
         raise InputError(place, f"the weights cannot be read ({_reason(error)})", "name another checkpoint") from None
     precision = cfg.fsdp_precision if cfg.distributed_strategy == DistributedStrategy.fsdp and cfg.fsdp else None
@@ -208,22 +238,11 @@ def load_found(found: FoundCheckpoint, cfg: TrainConfig, device: torch.device | 
     return LoadedModel(model.to(device=device, dtype=dtype).eval(), cfg, found.step, found.path)
 
 
-class _RemoteReader(olmo_compat.SafeFileSystemReader):
-    """Reads from S3 what of each file is asked for, by our own client and with its errors."""
-
-    def read_metadata(self) -> Metadata:
-        if self._metadata is None:
-            with remote.local_copy(f"{self.path}/.metadata") as path:
-                self._metadata = olmo_compat.SafeFileSystemReader(Path(path).parent).read_metadata()
-        return self._metadata
-
-    def _get_bytes(self, relative_path: str, offset: int, length: int) -> bytes:
-        return remote.read_bytes(f"{self.path}/{relative_path}", offset, offset + length)
-
-
 def _load_shards(model: ParrotsOLMo, path: str) -> None:
     state = {"model": model.state_dict()}
-    reader = _RemoteReader(path) if remote.is_remote(path) else olmo_compat.SafeFileSystemReader(path)
+    on_disk = olmo_compat.SafeFileSystemReader(remote.join(path, SHARDS))
+    reader = RemoteReader(path) if remote.is_remote(path) else on_disk
+    reader.read_metadata()  # whose errors torch would pass over
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each rank loads the whole model
         torch.distributed.checkpoint.load(state, storage_reader=reader, no_dist=True)
@@ -231,9 +250,15 @@ def _load_shards(model: ParrotsOLMo, path: str) -> None:
 
 
 def _load_whole(model: ParrotsOLMo, path: str) -> None:
-    with remote.local_copy(remote.join(path, WEIGHTS)) as file:
+    with whole_file(path, WEIGHTS) as file:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         model.load_state_dict(model._make_state_dict_compatible(state)[0])
+
+
+def _refusal_behind(error: BaseException) -> InputError | None:
+    """The InputError that torch wrapped on its way out."""
+    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+    return next((failure for failure, _ in failures if isinstance(failure, InputError)), None)
 
 
 def _reason(error: BaseException) -> str:
