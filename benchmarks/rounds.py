@@ -1,0 +1,78 @@
+"""What the benchmarks share: contenders that take turns, medians with their spread, and the files of a report."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from olmoe_parrots.provenance import describe
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one contender, one a round."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def over(self, other: Timing) -> list[float]:
+        """The ratio to another contender in each round that both ran."""
+        return [mine / its for mine, its in zip(self.seconds, other.seconds, strict=False)]
+
+
+def take_turns(contenders: Mapping[str, Callable[[], Any]], rounds: int, fewer: Mapping[str, int] = {}) -> dict:
+    """Time each contender once a round, after one round that does not count.
+
+    Args:
+        contenders: what to time, by name.
+        rounds: how many count.
+        fewer: for contenders that take too long, how many rounds they take part in.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run()
+    for number in tqdm(range(rounds), leave=False):
+        for name, run in contenders.items():
+            if number < fewer.get(name, rounds):
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(found) for name, found in seconds.items()}
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """``median (smallest to largest)``."""
+    if not values:
+        return "-"
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def write_report(script: str, command: str, rows: list[dict[str, Any]], body: str) -> Path:
+    """Append rows to the script's ``.jsonl``; write ``.md`` beside it, with a line on commit and machine in `body`."""
+    path = Path(script).with_suffix("")
+    about = describe("cpu", 1)
+    with path.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"date": f"{datetime.date.today()}", "commit": about["commit"], **row}) + "\n")
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    head, _, rest = body.partition("\n")
+    commit = f"commit {about['commit']}{' with changes' * about['uncommitted_changes']}"
+    line = (
+        f"{datetime.date.today()}, {commit}, {torch.get_num_threads()} CPU threads, fp32; {versions}. By `{command}`."
+    )
+    report = path.with_suffix(".md")
+    report.write_text(f"{head}\n\n{line}\n{rest}", encoding="utf-8")
+    return report

@@ -1,0 +1,168 @@
+"""Whole training steps on the CPU, beside Hugging Face's Mixtral, dense twins and OLMo's own.
+
+    python benchmarks/train_step.py
+
+20 layers, d = 256, vocabulary 32,000, sequences of 512 tokens, 4,096 tokens a step. Ours are steps of OLMo's trainer as
+`olmoe_parrots.train` builds it. Mixtral is of the same shape, and trained as transformers' own trainer does by default:
+fused AdamW, clipping at norm 1, gradients of the load-balancing loss. Contenders take turns. Rows go to
+train_step.jsonl beside this file, and the report to train_step.md. Mixtral needs transformers 5, as in `.venv-core`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rounds import Timing, spread, take_turns, write_report
+
+SEQUENCE, SEQUENCES, VOCABULARY = 512, 8, 32_000
+TOKENS = SEQUENCE * SEQUENCES
+REPOSITORY = Path(__file__).parent.parent
+
+
+def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = False) -> Callable[[], None]:
+    """A step of the trainer; with `plain_olmo` of OLMo's own model, loss and optimizer in it."""
+    from olmo.optim import build_optimizer
+    from olmo.train import Trainer
+
+    from olmoe_parrots.config import load_train_config
+    from olmoe_parrots.guards import FiniteGuard
+    from olmoe_parrots.optimizer import fuse_optimizer
+    from olmoe_parrots.train import _build_trainer
+
+    run = Path(tempfile.mkdtemp(dir=folder))
+    options = [
+        *(f"save_folder={run}", f"data.paths=[{folder}/tokens.npy]", "evaluators=[]", "precision=fp32"),
+        *(f"global_train_batch_size={SEQUENCES}", f"device_train_microbatch_size={SEQUENCES}"),
+        *(f"model.max_sequence_length={SEQUENCE}", "model.init_device=cpu", "max_duration=1000"),
+        *("scheduler.t_warmup=1", f"data_folder={folder}", *overrides),
+    ]
+    cfg = load_train_config(str(REPOSITORY / "configs" / f"{config}.yaml"), options, validate_paths=False)
+    cfg.model.precision = cfg.precision
+    cfg.device_train_batch_size, cfg.device_train_grad_accum = SEQUENCES, 1
+    trainer = _build_trainer(cfg, torch.device("cpu"))
+    parameters = {id(parameter): name for name, parameter in trainer.dist_model.named_parameters()}
+    trainer._finite = FiniteGuard(trainer.optim, parameters, run, False)
+    if plain_olmo:
+        trainer.optim = build_optimizer(cfg, trainer.dist_model)
+    else:
+        fuse_optimizer(trainer.optim)
+    batches = iter(trainer.train_loader)
+
+    def step() -> None:
+        trainer.global_step += 1
+        if plain_olmo:
+            Trainer.train_step(trainer, next(batches))
+        else:
+            trainer.train_step(next(batches))
+
+    if plain_olmo:
+        trainer.model_forward = lambda *args, **kwargs: Trainer.model_forward(trainer, *args, **kwargs)  # type: ignore[method-assign]
+    return step
+
+
+def mixtral_step(experts: int, implementation: str) -> Callable[[], None]:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=20,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=SEQUENCE,
+        num_local_experts=experts,
+        num_experts_per_tok=2,
+        tie_word_embeddings=True,
+        output_router_logits=True,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    model = MixtralForCausalLM._from_config(config, experts_implementation=implementation).train()
+    optim = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    ids = torch.randint(0, VOCABULARY, (SEQUENCES, SEQUENCE))
+
+    def step() -> None:
+        optim.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optim.step()
+
+    return step
+
+
+def contenders(group: str, folder: Path) -> dict[str, Callable[[], None]]:
+    gated = ("model.activation_type=swiglu", "model.mlp_hidden_size=512")
+    if group == "twins":
+        # of the MoE's active parameters: a dense feed-forward network of two experts' width
+        return {
+            "MoE, E = 16": our_step(folder, "moe_d256_e16"),
+            "MoE, E = 8": our_step(folder, "moe_d256_e8"),
+            "MoE, E = 64": our_step(folder, "moe_d256_e64"),
+            "dense twin": our_step(folder, "dense_d256", "model.mlp_hidden_size=512"),
+            "dense twin, OLMo's own step": our_step(folder, "dense_d256", "model.mlp_hidden_size=512", plain_olmo=True),
+        }
+    experts = int(group.removeprefix("mixtral_e"))
+    found = {"ours": our_step(folder, f"moe_d256_e{experts}", *gated)}
+    for implementation in ("grouped_mm", "eager"):
+        found[f"Mixtral, {implementation}"] = mixtral_step(experts, implementation)
+    return found
+
+
+GROUPS = {
+    "twins": ("dense twin", "our own dense twin of equal active parameters"),
+    "mixtral_e16": ("ours", "Mixtral of the same shape, gated, 16 experts"),
+    "mixtral_e64": ("ours", "Mixtral of the same shape, gated, 64 experts"),
+}
+
+
+def section(group: str, found: dict[str, Timing]) -> str:
+    base, title = GROUPS[group]
+    lines = [f"## {title[0].upper()}{title[1:]}", "", f"| | tokens/s | seconds, over those of *{base}* | rounds |"]
+    lines.append("|---|---:|---:|---:|")
+    for name, timing in found.items():
+        rate = spread([TOKENS / seconds for seconds in timing.seconds], 0)
+        lines.append(f"| {name} | {rate} | {spread(timing.over(found[base]))} | {len(timing.seconds)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--slow-rounds", type=int, default=3, help="of Mixtral's eager loop over 64 experts")
+    parser.add_argument("groups", nargs="*", default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
+    options = parser.parse_args()
+    from olmoe_parrots import olmo_compat
+    from olmoe_parrots.distributed import start_process_group
+
+    olmo_compat.apply()
+    start_process_group()
+    rows, sections = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, 60 * TOKENS)
+        tokens.astype(np.uint16).tofile(folder / "tokens.npy")
+        for group in options.groups:
+            slow = {"Mixtral, eager": options.slow_rounds} if group == "mixtral_e64" else {}
+            found = take_turns(contenders(group, folder), options.rounds, slow)
+            gc.collect()
+            rows += [{"group": group, "contender": name, "seconds": timing.seconds} for name, timing in found.items()]
+            sections.append(section(group, found))
+            print(sections[-1], flush=True)
+    body = f"""# Training steps on the CPU
+
+Forward, backward, clipping and AdamW of 20 layers, d = 256, vocabulary 32,000, {SEQUENCES} sequences of {SEQUENCE}
+tokens. Medians (smallest to largest) over rounds in which the contenders take turns; ratios are those within a round.
+
+"""
+    print(write_report(__file__, "python benchmarks/train_step.py", rows, body + "\n".join(sections)))
+
+
+if __name__ == "__main__":
+    main()
