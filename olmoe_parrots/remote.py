@@ -240,7 +240,7 @@ def _attempts() -> int:
 
 
 def _wait(tries: int) -> None:
-    """As long as botocore does between its tries (botocore/retries/standard.py:217)."""
+    """As long as botocore does between its tries (retries/standard.py, ExponentialBackoff)."""
     time.sleep(_JITTER.random() * min(2 ** (tries - 1), 20))
 
 

@@ -1,5 +1,6 @@
 """Runs and evaluations on a real S3 server behind a proxy that refuses, cuts, slows down and hangs."""
 
+import datetime
 import gc
 import logging
 import shutil
@@ -302,3 +303,17 @@ def test_secrets_stay_out_of_messages(s3: S3Server, monkeypatch: pytest.MonkeyPa
         assert "token-of-a-session" not in str(told.value).partition(": ")[2]
     with pytest.raises(InputError, match="credentials do not belong into an address; write s3://bucket/folder"):
         remote_checkpoints("s3://user:word@bucket/x")
+
+
+def test_a_clock_that_is_wrong_is_told(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(datetime.datetime):
+        @classmethod
+        def utcnow(cls) -> datetime.datetime:
+            return datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - datetime.timedelta(days=3)
+
+    monkeypatch.setattr("botocore.auth.datetime.datetime", Wrong)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 3 * 86400)
+    for read in (remote.size, remote.read_bytes, remote.list_files):
+        with pytest.raises(InputError, match=r"clock is -72\.0 hours off; set the clock, then run the command again$"):
+            read("s3://ready/ready")
