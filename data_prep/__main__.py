@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from olmoe_parrots.shards import Manifest
 
 
-def build_parser(add_help: bool = True) -> argparse.ArgumentParser:
+def build_parser(add_help: bool = True) -> ArgumentParser:
     """The command's arguments; without help to be part of another command's."""
     from data_prep.mixture import shipped_mixtures
 

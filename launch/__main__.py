@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,16 +22,29 @@ COMMANDS = {
 }
 
 
+DATA = "submit data preparation to Slurm: an array with a task for each source file, then the dataset"
+
+
 def build_parser() -> ArgumentParser:
     """The command's arguments."""
+    from data_prep.__main__ import build_parser as data_parser
+
     parser = ArgumentParser(prog="python -m launch", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    from launch.slurm_data import add_arguments
+
+    data = commands.add_parser(
+        "slurm-data", help=DATA, description=DATA, parents=[data_parser(add_help=False)], conflict_handler="resolve"
+    )
+    add_arguments(data)
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what)
         command.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="such as launch/sweeps/miniature.yaml")
         command.add_argument("--output", type=Path, metavar="DIR", help="in place of the sweep's own output folder")
         if name == "plan":
             command.add_argument("--json", action="store_true", help="print the runs that are known as a list")
+            help_text = "a benchmark's measured rates, in place of the sweep's (a grid of configs)"
+            command.add_argument("--rates", type=Path, metavar="FILE", help=help_text)
         if name in ("local", "status"):
             help_text = "runs at a time (one a core, or 1 for a grid of configs)"
             command.add_argument("--processes", type=int, metavar="N", help=help_text)
@@ -41,6 +55,8 @@ def build_parser() -> ArgumentParser:
             command.add_argument(
                 "--dry-run", action="store_true", help="print the job scripts; write and submit nothing"
             )
+            help_text = "submit without a look at data, tokenizer and save folder, where they are not seen from here"
+            command.add_argument("--skip-checks", action="store_true", help=help_text)
         if name in ("local", "slurm"):
             help_text = "go on with runs of a grid whose config was changed since they began"
             command.add_argument("--accept-changes", action="store_true", help=help_text)
@@ -53,7 +69,12 @@ def _cores() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. Raises InputError for bad input."""
-    options = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = build_parser().parse_args(given)
+    if options.command == "slurm-data":
+        from launch import slurm_data
+
+        return slurm_data.main(given[given.index("slurm-data") + 1 :], options)
     for name in ("processes", "watch"):
         if (number := getattr(options, name, None)) is not None and number <= 0:
             raise InputError(f"--{name}", f"{number} is not positive", "give a number above 0")
@@ -69,7 +90,7 @@ def _on_grid(options: argparse.Namespace) -> int:
     if options.command == "plan":
         from launch.grid_plan import print_grid_plan
 
-        print_grid_plan(grid, options.json)
+        print_grid_plan(grid, options.json, options.rates)
     elif options.command == "status":
         from launch.grid_status import print_grid_status
 
@@ -83,7 +104,8 @@ def _on_grid(options: argparse.Namespace) -> int:
 
         if options.command == "cancel":
             return slurm.cancel(grid)
-        return slurm.submit(grid, dry_run=options.dry_run, accept_changes=options.accept_changes)
+        given = {name: getattr(options, name) for name in ("dry_run", "accept_changes", "skip_checks")}
+        return slurm.submit(grid, **given)
     return 0
 
 
@@ -91,7 +113,7 @@ def _on_sweep(options: argparse.Namespace) -> int:
     from launch.sweep_file import load_sweep
 
     sweep = load_sweep(options.sweep, options.output)
-    for_grids = [f"--{name}" for name in ("watch", "accept_changes") if getattr(options, name, None)]
+    for_grids = [f"--{name}" for name in ("watch", "accept_changes", "rates") if getattr(options, name, None)]
     if options.command in ("slurm", "cancel"):
         for_grids.append(options.command)
     if for_grids:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +51,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class ConfigGrid:
-    """A grid as loaded. `output` holds configs, runs and what was submitted."""
+    """A grid as loaded. `output` holds configs, runs and what was submitted; `rates` is a benchmark's file."""
 
     name: str
     output: Path
     gpu: Gpu | None
     jobs: tuple[GridJob, ...] = field(compare=False, repr=False)
+    rates: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,20 @@ class GridJob:
             what = f"a GPU's {share} sequences do not divide into micro-batches of {micro}"
             raise InputError(self.name, what, f"set device_train_microbatch_size to a divisor of {share}")
         return cfg
+
+    def check_inputs(self) -> None:
+        """Raise InputError for whatever training would refuse before it starts and can be told here: its data,
+        tokenizer and save folder, and values that do not fit them. Of files, sizes are compared and not contents."""
+        from olmoe_parrots.preflight import check_inputs
+
+        cfg = self.check()
+        if cfg.verify_data in ("auto", "hashes"):
+            cfg = replace(cfg, verify_data="sizes")
+        try:
+            check_inputs(cfg, self.name, self.ranks)
+        except InputError as error:
+            where = error.where if self.name in error.where else f"{self.name}: {error.where}"
+            raise InputError(where, error.what, error.remedy) from None
 
     def write_config(self) -> None:
         """Write the config, as a whole or not at all."""

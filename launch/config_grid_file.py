@@ -42,7 +42,7 @@ def load_grid(path: Path, output: Path | None = None) -> ConfigGrid:
     names = [job.name for job in jobs]
     if twice := next((one for one in names if names.count(one) > 1), None):
         raise InputError(path, f"grid: the run {twice} stands twice", "tell them apart by variants, or name each once")
-    return ConfigGrid(name, folder, _gpu(section), tuple(jobs))
+    return ConfigGrid(name, folder, _gpu(section), tuple(jobs), _rates(section))
 
 
 def _jobs(entry: Section, top: Section, output: Path) -> list[GridJob]:
@@ -113,11 +113,19 @@ def _rate(section: Section, config: str) -> float | None:
     return section.number(key, None)
 
 
+def _rates(section: Section) -> Path | None:
+    """The benchmark's file, from the working directory as configs are."""
+    if section.values.get("gpu") is None:
+        return None
+    given = section.section("gpu").text("rates", None)
+    return None if given is None else Path(given)
+
+
 def _gpu(section: Section) -> Gpu | None:
     if section.values.get("gpu") is None:
         return None
     gpu = section.section("gpu")
-    gpu.refuse_unknown({"name", "peak_flops", "memory_gb", "mfu"})
+    gpu.refuse_unknown({"name", "peak_flops", "memory_gb", "mfu", "rates"})
     name = gpu.text("name", "GPU")
     peak = gpu.number("peak_flops", None) or peak_flops(name)
     if peak is None:

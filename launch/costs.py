@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.config_grid import Gpu, GridJob
 from launch.metrics_tail import last_row
+from launch.rates import Rates
 from olmoe_parrots.accounting import ModelShape
 from olmoe_parrots.errors import InputError
 
@@ -27,7 +28,8 @@ HYBRID = ("HYBRID_SHARD", "_HYBRID_SHARD_ZERO2")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes. `rate_source` says where its speed comes from: "given", "measured", "assumed" or "unknown"."""
+    """What a run takes. `rate_source` says where its speed comes from: "given", "measured" in the run,
+    "benchmark", "assumed" or "unknown"."""
 
     total_params: int
     active_params: int
@@ -42,8 +44,13 @@ class Cost:
     disk_bytes: int
 
 
-def cost_of(job: GridJob, gpu: Gpu | None) -> Cost:
-    """The cost of a run. Raises InputError for a config that OLMo refuses, or that its GPUs cannot share."""
+def cost_of(job: GridJob, gpu: Gpu | None, rates: Rates | None = None) -> Cost:
+    """The cost of a run. Raises InputError for a config that OLMo refuses, or that its GPUs cannot share.
+
+    Args:
+        gpu: the GPU that is reckoned with.
+        rates: of a benchmark.
+    """
     cfg = job.check()
     shape = ModelShape.from_config(cfg.model)
     if job.steps is None:
@@ -51,7 +58,7 @@ def cost_of(job: GridJob, gpu: Gpu | None) -> Cost:
         raise InputError(job.source, f"max_duration={cfg.max_duration}: its steps depend on the data", remedy)
     tokens = job.steps * cfg.global_train_batch_size * cfg.model.max_sequence_length
     flops = tokens * shape.flops_per_token()
-    rate, source = _rate(job, gpu, shape)
+    rate, source = _rate(job, gpu, rates, shape)
     hours = tokens / (rate * job.ranks) / 3600 if rate else None
     return Cost(
         total_params=shape.total_params(),
@@ -68,12 +75,18 @@ def cost_of(job: GridJob, gpu: Gpu | None) -> Cost:
     )
 
 
-def _rate(job: GridJob, gpu: Gpu | None, shape: ModelShape) -> tuple[float | None, str]:
+def _rate(job: GridJob, gpu: Gpu | None, rates: Rates | None, shape: ModelShape) -> tuple[float | None, str]:
     """Tokens/s of one GPU, and where that comes from."""
     if job.device_tokens_per_second is not None:
         return job.device_tokens_per_second, "given"
     if (row := last_row(job.folder, RATE)) is not None:
         return row[RATE], "measured"
+    # of the config as it was measured, not of another model
+    same_model = job.gpus_per_node and not any(key.split(".")[0] == "model" for key in job.overrides)
+    if rates is not None and same_model:
+        name = None if gpu is None else gpu.name
+        if (rate := rates.of(job.source.stem, name)) is not None:
+            return rate, "benchmark"
     if gpu is None or not job.gpus_per_node:
         return None, "unknown"
     return gpu.peak_flops * (job.mfu or gpu.mfu) / shape.flops_per_token(), "assumed"

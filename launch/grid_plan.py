@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from launch.config_grid import ConfigGrid, GridJob
 from launch.costs import Cost, cost_of
+from launch.rates import read_rates
 from launch.tables import print_table, table_of
 
-SOURCES = {"given": "", "measured": "m", "assumed": "~", "unknown": ""}
+SOURCES = {"given": "", "measured": "m", "benchmark": "b", "assumed": "~", "unknown": ""}
 """Marks of hours by where the rate comes from."""
 
 
-def print_grid_plan(grid: ConfigGrid, as_json: bool) -> None:
-    """Print what the runs cost. Raises InputError for a run that cannot be."""
-    costs = [(job, cost_of(job, grid.gpu)) for job in grid.jobs]
+def print_grid_plan(grid: ConfigGrid, as_json: bool, rates: Path | None = None) -> None:
+    """Print what the runs cost. Raises InputError for a run that cannot be.
+
+    Args:
+        rates: a benchmark's file in place of the grid's.
+    """
+    file = rates or grid.rates
+    measured = None if file is None else read_rates(file)
+    costs = [(job, cost_of(job, grid.gpu, measured)) for job in grid.jobs]
     if as_json:
         print(json.dumps([described(job, cost) for job, cost in costs], indent=1))
         return
@@ -26,7 +34,7 @@ def print_grid_plan(grid: ConfigGrid, as_json: bool) -> None:
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     for job, cost in costs:
         table.add_row(*_cells(job, cost, grid))
-    table.caption = "\n".join(_notes(grid, costs))
+    table.caption = "\n".join([*_notes(grid, costs), *_about_rates(file, costs)])
     print_table(table)
 
 
@@ -52,6 +60,14 @@ def _cells(job: GridJob, cost: Cost, grid: ConfigGrid) -> list[str]:
         f"{cost.memory_bytes / 1e9:,.1f} GB" + ("!" if _is_too_large(cost, grid) else ""),
         f"{cost.disk_bytes / 1e9:,.1f} GB",
     ]
+
+
+def _about_rates(file: Path | None, costs: list[tuple[GridJob, Cost]]) -> list[str]:
+    if file is None:
+        return []
+    if any(cost.rate_source == "benchmark" for _, cost in costs):
+        return [f"b benchmark: {file}"]
+    return [f"no hours are of {file}: it has no row of these configs on this GPU, or better is known of them"]
 
 
 def _is_too_large(cost: Cost, grid: ConfigGrid) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from launch.config_grid import ConfigGrid, GridJob
 from launch.processes import Lock, is_locked
 from launch.run_state import is_done
-from launch.slurm_settings import TEMPLATE, SlurmSettings
+from launch.slurm_settings import TEMPLATES, SlurmSettings
 from olmoe_parrots.errors import InputError, RunError
 
 RUNS = "runs.txt"
@@ -44,12 +44,13 @@ def job_name(grid: ConfigGrid) -> str:
     return f"{name}-{hashlib.sha256(str(grid.output.resolve()).encode()).hexdigest()[:8]}"
 
 
-def submit(grid: ConfigGrid, *, dry_run: bool = False, accept_changes: bool = False) -> int:
+def submit(grid: ConfigGrid, *, dry_run: bool = False, accept_changes: bool = False, skip_checks: bool = False) -> int:
     """Submit what is neither finished nor in the queue, an array for each group of equal resources; returns 0.
 
     Args:
         dry_run: print the scripts instead, and write nothing.
         accept_changes: go on with runs whose config decides otherwise than the one that they began with.
+        skip_checks: leave what the runs read and write to their own checks, where it is not seen from here.
 
     Raises InputError for a config that cannot train or was changed, RunError where Slurm refuses.
     """
@@ -65,18 +66,20 @@ def submit(grid: ConfigGrid, *, dry_run: bool = False, accept_changes: bool = Fa
         raise InputError(grid.output, "a launcher is at work there", "wait for it, or end it")
     lock = Lock(grid.output)
     try:
-        _submit(grid)
+        _submit(grid, skip_checks)
     finally:
         lock.release()
     return 0
 
 
-def _submit(grid: ConfigGrid) -> None:
+def _submit(grid: ConfigGrid, skip_checks: bool) -> None:
     queue = queued(grid)
     done = [job for job in grid.jobs if is_done(job)]
     waiting = [job for job in grid.jobs if job.name in queue and job not in done]
     wanted = [job for job in grid.jobs if job.name not in queue and job not in done]
     print(f"{len(done)} of {len(grid.jobs)} runs are finished, {len(waiting)} are in the queue")
+    if not skip_checks:
+        _refuse_unready(wanted)
     folder_of(grid).mkdir(parents=True, exist_ok=True)
     for jobs in groups(wanted):
         for job in jobs:
@@ -89,6 +92,22 @@ def _submit(grid: ConfigGrid) -> None:
         print(f"submitted array {number}: {', '.join(job.name for job in jobs)}")
     if wanted:
         print(f"python -m launch status shows them; Slurm's own output is in {folder_of(grid)}")
+
+
+def _refuse_unready(jobs: list[GridJob]) -> None:
+    """Raise InputError for runs that would end as soon as they start; all but the last are told here, a line each."""
+    problems = []
+    for job in jobs:
+        try:
+            job.check_inputs()
+        except InputError as error:
+            problems.append(error)
+    for problem in problems[:-1]:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        last = problems[-1]
+        remedy = f"{last.remedy}. Nothing was submitted; --skip-checks where this machine does not see the data"
+        raise InputError(last.where, last.what, remedy)
 
 
 def groups(jobs: Iterable[GridJob]) -> list[list[GridJob]]:
@@ -125,27 +144,33 @@ def script(grid: ConfigGrid, jobs: list[GridJob], indices: dict[str, int]) -> st
 
     Raises InputError for a template that Jinja2 cannot fill in.
     """
+    first = jobs[0]
+    return fill_in(
+        first.slurm.template_path,
+        TEMPLATES[first.slurm.launcher],
+        job_name=job_name(grid),
+        array=array_of(indices.values(), first.slurm.at_once),
+        folder=folder_of(grid),
+        nodes=first.nodes,
+        gpus_per_node=first.gpus_per_node,
+        processes_per_node=first.processes_per_node,
+        gpu_type=first.slurm.gpu_type,
+        slurm=first.slurm,
+        quoted=_quoted(grid, first.slurm),
+    )
+
+
+def fill_in(template: Path, usual: Path, **names: Any) -> str:
+    """A template with names filled in. Raises InputError where Jinja2 cannot, with the usual one to compare it with."""
     import jinja2
 
-    first = jobs[0]
-    template = Path(first.slurm.template) if first.slurm.template else TEMPLATE
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     try:
-        return environment.from_string(template.read_text(encoding="utf-8")).render(
-            job_name=job_name(grid),
-            array=array_of(indices.values(), first.slurm.at_once),
-            folder=folder_of(grid),
-            nodes=first.nodes,
-            gpus_per_node=first.gpus_per_node,
-            processes_per_node=first.processes_per_node,
-            gpu_type=first.slurm.gpu_type,
-            slurm=first.slurm,
-            quoted=_quoted(grid, first.slurm),
-        )
+        return environment.from_string(template.read_text(encoding="utf-8")).render(**names)
     except jinja2.TemplateError as error:
-        raise InputError(template, f"it cannot be filled in ({error})", f"compare it with {TEMPLATE}") from None
+        raise InputError(template, f"it cannot be filled in ({error})", f"compare it with {usual}") from None
 
 
 def _quoted(grid: ConfigGrid, slurm: SlurmSettings) -> dict[str, Any]:

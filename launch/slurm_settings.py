@@ -45,11 +45,19 @@ class SlurmSettings:
     """A job that was restarted so often, whoever did it, does not requeue itself any more."""
     max_failures: int = 3
     """So many failures in a row are tried again."""
+    launcher: str = "srun"
+    """What starts a node's processes: srun one a GPU, or torchrun all of them."""
     template: str | None = None
-    """A job script template in place of launch/templates/slurm.sh."""
+    """A job script template in place of the launcher's in launch/templates."""
+
+    @property
+    def template_path(self) -> Path:
+        """The job script template."""
+        return Path(self.template) if self.template else TEMPLATES[self.launcher]
 
 
-TEMPLATE = Path(__file__).parent / "templates" / "slurm.sh"
+_FOLDER = Path(__file__).parent / "templates"
+TEMPLATES = {"srun": _FOLDER / "slurm.sh", "torchrun": _FOLDER / "slurm_torchrun.sh"}
 
 
 def read_slurm(section: Section) -> SlurmSettings:
@@ -58,10 +66,11 @@ def read_slurm(section: Section) -> SlurmSettings:
     texts = ("partition", "account", "qos", "constraint", "memory", "gpu_type", "container", "python", "template")
     usual = SlurmSettings()
     if (template := section.text("template", None)) is not None and not Path(template).is_file():
-        section.refuse("template", template, f"name a file, such as a copy of {TEMPLATE}")
+        section.refuse("template", template, f"name a file, such as a copy of {TEMPLATES['srun']}")
     return SlurmSettings(
         **{key: _one_line(section, key) for key in texts},
         time=_time(section),
+        launcher=section.choice("launcher", tuple(TEMPLATES), usual.launcher),
         cpus_per_task=section.integer("cpus_per_task", None, least=1),
         at_once=section.integer("at_once", None, least=1),
         sbatch=section.texts("sbatch", ()),

@@ -1,4 +1,4 @@
-"""A real Slurm of one node for tests, on the loopback: installed where that is possible, started and ended here.
+"""A real Slurm for tests, of one node or two, on the loopback: installed where that is possible, started and ended.
 
 It runs without cgroups, so inside a container too, as root. Run as a program it starts a cluster and prints the
 variable that Slurm's commands need, until it is interrupted.
@@ -27,16 +27,15 @@ CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -49,9 +48,9 @@ ReturnToService=2
 KillWait=60
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={processors} Gres=gpu:4 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs={processors} Gres=gpu:4 State=UNKNOWN\n"
 
 
 class NoSlurmError(Exception):
@@ -85,12 +84,13 @@ def _install_packages() -> None:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path, processors: int = 8) -> Iterator[dict[str, str]]:
+def running_cluster(folder: Path, processors: int = 8, nodes: int = 1) -> Iterator[dict[str, str]]:
     """A cluster whose files are below `folder`; yields the environment in which Slurm's commands reach it.
 
     Args:
         folder: short, as sockets have to lie in it.
-        processors: what the node is said to have, whatever it has.
+        processors: what a node is said to have, whatever it has.
+        nodes: 1 or 2, all of them this machine.
 
     Raises NoSlurmError with the end of a log where it does not come up.
     """
@@ -99,20 +99,23 @@ def running_cluster(folder: Path, processors: int = 8) -> Iterator[dict[str, str
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)  # munge's socket has to be within reach
     host = socket.gethostname().split(".")[0]
-    ports = {"controller_port": _free_port(), "node_port": _free_port()}
+    # jobs meet on the first of their nodes by its name, so both have to resolve
+    names = (host, "localhost")[:nodes]
     config = folder / "slurm.conf"
-    config.write_text(CONFIG.format(folder=folder, host=host, processors=processors, **ports))
+    lines = [NODE.format(name=name, port=_free_port(), processors=processors) for name in names]
+    config.write_text(CONFIG.format(folder=folder, host=host, controller_port=_free_port()) + "".join(lines))
     # GPUs to ask for, of which there need be none
     for number in range(4):
         (folder / f"gpu{number}").touch()
-    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={folder}/gpu[0-3]\n")
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-3]\n")
     environment = {**os.environ, "SLURM_CONF": str(config), "PATH": SEARCHED}
     daemons: list[subprocess.Popen[bytes]] = []
     try:
         daemons.append(_start_munge(folder))
-        for program in ("slurmctld", "slurmd"):
-            output = (folder / f"{program}.out").open("wb")
-            command = [_path(program), "-D"]
+        slurmds = [["slurmd", "-D", "-N", name] for name in names]
+        for number, (program, *options) in enumerate([["slurmctld", "-D"], *slurmds]):
+            output = (folder / f"{program}{number}.out").open("wb")
+            command = [_path(program), *options]
             daemons.append(
                 subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
             )
@@ -146,7 +149,7 @@ def _wait_for_node(folder: Path, environment: dict[str, str], daemons: list[subp
     deadline = time.monotonic() + 90
     while True:
         told = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
-        if told.stdout.strip() == "idle":
+        if told.stdout.split() and set(told.stdout.split()) == {"idle"}:
             return
         ended = [daemon for daemon in daemons if daemon.poll() is not None]
         if ended or time.monotonic() > deadline:
