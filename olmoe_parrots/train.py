@@ -85,9 +85,9 @@ def _import_all() -> None:
     import torch._dynamo  # which OLMo's optimizers import at their first step
     import wandb
 
-    from . import distributed, loader, olmo_compat, provenance, trainer
+    from . import distributed, loader, olmo_compat, optimizer, provenance, trainer
 
-    _ = olmo, torch, wandb, distributed, loader, olmo_compat, provenance, trainer
+    _ = olmo, torch, wandb, distributed, loader, olmo_compat, optimizer, provenance, trainer
 
 
 def world_size() -> int:
