@@ -10,7 +10,7 @@ MEGABLOCKS := $(VENV)/.megablocks
 CORE_TESTS := tests/evaluation/test_pretrained.py tests/test_accounting.py tests/test_preflight.py tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: quickstart test test-core test-cluster test-fast soak checks install install-core megablocks format clean
+.PHONY: benchmark quickstart test test-core test-cluster test-fast soak checks install install-core megablocks format clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m olmoe_parrots.quickstart $(if $(STEPS),--steps $(STEPS))
@@ -18,7 +18,7 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED) $(MEGABLOCKS)
 	$(PYTEST) -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
 
-# What `make test` leaves out for its length: grids of runs on a real Slurm, which it installs where it may, and without.
+# What `make test` leaves out for its length: further grids of runs, on a real Slurm (which it installs where it may) and without.
 test-cluster: $(INSTALLED)
 	$(PYTEST) -m cluster
 
@@ -40,6 +40,11 @@ $(VENV)-core/.installed: setup.py constraints-core.txt
 # The kill test in full, minutes of it; make test has it in short.
 soak: $(INSTALLED)
 	$(BIN)/python tests/soak.py
+
+# Ratios to floors and to other libraries, on an idle machine; docs/performance.md.
+benchmark: install-core
+	$(VENV)-core/bin/python benchmarks/moe_layer.py --short
+	$(VENV)-core/bin/python benchmarks/train_step.py twins
 
 checks: $(INSTALLED)
 	$(BIN)/ruff check .

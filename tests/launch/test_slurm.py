@@ -25,7 +25,7 @@ from launch.config_grid_file import load_grid
 from launch.processes import last_state
 from launch.run_state import is_done
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.slow
 STEPS = 100
 MODELS = {
     "whole": {"model.d_model": 16},
@@ -55,11 +55,11 @@ def _user(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, cluster[name])
 
 
-def _wait(until: Callable[[], object], what: str, seconds: float = 240) -> None:
+def _wait(until: Callable[[], object], what: str, seconds: float = 400, every: float = 0.5) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def _slurm(*command: str) -> str:
@@ -92,7 +92,7 @@ def _hold(jobs: dict[str, GridJob]) -> dict[str, list[int]]:
                     os.kill(pid, signal.SIGSTOP)
         return len(held) == len(jobs)
 
-    _wait(is_all_held, "they train")
+    _wait(is_all_held, "they train", every=0.02)
     for name, job in jobs.items():
         assert len(held[name]) == job.ranks and max(metrics_of(job.folder)) < STEPS
     return held
