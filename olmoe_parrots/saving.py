@@ -82,10 +82,11 @@ class SavingTrainer(Trainer):
             return True, 0
         if self.global_step % self._cancel_check_interval != 0:
             return False, 0
-        seconds = time.monotonic() - self._started_at
-        self._start_time = time.time() - seconds  # OLMo (olmo/train.py:1050) asks a clock that may be set meanwhile
+        limit = self.cfg.time_limit
+        at_limit = limit is not None and time.monotonic() - self._started_at >= limit
+        # OLMo (olmo/train.py:1050) takes this from the time of day, which may be set meanwhile
+        self._start_time = -math.inf if at_limit else math.inf
         cancelled, extra_steps = super().check_if_cancelled()
-        at_limit = self.cfg.time_limit is not None and seconds >= self.cfg.time_limit
         self.stopped_early = cancelled and synchronize_flag(at_limit, self.device)
         return cancelled, extra_steps
 
