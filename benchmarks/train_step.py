@@ -102,9 +102,7 @@ def contenders(group: str, folder: Path) -> dict[str, Callable[[], None]]:
     if group == "twins":
         # of the MoE's active parameters: a dense feed-forward network of two experts' width
         return {
-            "MoE, E = 16": our_step(folder, "moe_d256_e16"),
-            "MoE, E = 8": our_step(folder, "moe_d256_e8"),
-            "MoE, E = 64": our_step(folder, "moe_d256_e64"),
+            **{name: our_step(folder, config) for name, config in CONFIGS.items()},
             "dense twin": our_step(folder, "dense_d256", "model.mlp_hidden_size=512"),
             "dense twin, OLMo's own step": our_step(folder, "dense_d256", "model.mlp_hidden_size=512", plain_olmo=True),
         }
@@ -114,6 +112,13 @@ def contenders(group: str, folder: Path) -> dict[str, Callable[[], None]]:
         found[f"Mixtral, {implementation}"] = mixtral_step(experts, implementation)
     return found
 
+
+CONFIGS = {
+    "MoE, E = 8": "moe_d256_e8",
+    "MoE, E = 16": "moe_d256_e16",
+    "MoE, E = 64": "moe_d256_e64",
+}
+"""Contenders that are a config's own model, by which `launch plan` finds their rates."""
 
 GROUPS = {
     "twins": ("dense twin", "our own dense twin of equal active parameters"),
@@ -152,7 +157,10 @@ def main() -> None:
             slow = {"Mixtral, eager": options.slow_rounds} if group == "mixtral_e64" else {}
             found = take_turns(contenders(group, folder), options.rounds, slow)
             gc.collect()
-            rows += [{"group": group, "contender": name, "seconds": timing.seconds} for name, timing in found.items()]
+            for name, timing in found.items():
+                row = {"group": group, "contender": name, "seconds": timing.seconds, "device": "cpu", "median": True}
+                row |= {"config": CONFIGS[name]} if name in CONFIGS else {}
+                rows.append({**row, "tokens_per_second_per_device": TOKENS / timing.median})
             sections.append(section(group, found))
             print(sections[-1], flush=True)
     body = f"""# Training steps on the CPU

@@ -262,8 +262,9 @@ def check_mlp_impl(train: Train) -> None:
                 model(IDS)
         else:
             assert model(IDS).logits.isfinite().all()
-    assert "model.moe_mlp_impl=dense: no such backend; use auto, sparse, threaded, grouped, megablocks, loop" in refusal(
-        moe_mlp_impl="dense"
+    assert (
+        "model.moe_mlp_impl=dense: no such backend; use auto, sparse, threaded, grouped, megablocks, loop"
+        in refusal(moe_mlp_impl="dense")
     )
     reason = "have no biases" if megablocks.is_available() else "MegaBlocks is not installed"
     assert reason in refusal(moe_mlp_impl="megablocks", include_bias="true")
