@@ -10,12 +10,13 @@ moe_layer.md. Hugging Face's blocks need transformers 5, as in `.venv-core`.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rounds import spread, take_turns, write_report
+from rounds import append_rows, spread, take_turns, write_report
 from torch import Tensor, nn
 
 from olmoe_parrots.moe.experts import Activation
@@ -182,11 +183,9 @@ Forward and backward, top-2, intermediate width d. Ratios to the floor of the sa
 of {rounds} rounds, the contenders in turn. *threaded* is what `auto` takes on the CPU. The floor is the dense products
 of the same active FLOPs, the router's among them, without autograd, and a copy of the bytes that have to move beside
 them ([performance.md](../docs/performance.md)).
-
-## Plain experts (GELU), as in the paper
-
 """
-    body += "\n".join(table(rows, False)) + "\n"
+    if not all(row["gated"] for row in rows):
+        body += "\n## Plain experts (GELU), as in the paper\n\n" + "\n".join(table(rows, False)) + "\n"
     if any(row["gated"] for row in rows):
         body += "\n## Gated experts (SwiGLU), as Mixtral's and OLMoE's\n\n" + "\n".join(table(rows, True)) + "\n"
         body += "\n`batched_mm` copies each row's weights, and is left out where that takes more than 2 GB.\n"
@@ -197,24 +196,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--short", action="store_true", help="only the shapes that have goals")
+    parser.add_argument("--experts", choices=("plain", "gated", "both"), default="both")
     options = parser.parse_args()
     cases = [case for case in CASES if case in GOALS or not options.short]
-    rows = []
-    for gated in (False, True):
-        try:
-            import transformers
-
-            has_blocks = int(transformers.__version__.split(".")[0]) >= 5
-        except ImportError:
-            has_blocks = False
-        if gated and not has_blocks:
-            print("transformers 5 is not here: Hugging Face's blocks are left out")
-            continue
+    kinds = {"plain": [False], "gated": [True], "both": [False, True]}[options.experts]
+    if True in kinds and not has_transformers_5():
+        parser.error("gated experts are compared with transformers 5, which is not here; give --experts plain")
+    rows: list[dict[str, Any]] = []
+    for gated in kinds:
         for case in cases:
             rows.append(measure(case, gated, options.rounds))
             print(table(rows[-1:], gated)[-1], flush=True)
-    report = write_report(__file__, "python benchmarks/moe_layer.py", rows, report_of(rows, options.rounds))
+            append_rows(__file__, rows[-1:])
+            report = write_report(
+                __file__,
+                f"python benchmarks/moe_layer.py {' '.join(sys.argv[1:])}".strip(),
+                report_of(rows, options.rounds),
+            )
     print(report)
+
+
+def has_transformers_5() -> bool:
+    try:
+        import transformers
+    except ImportError:
+        return False
+    return int(transformers.__version__.split(".")[0]) >= 5
 
 
 if __name__ == "__main__":

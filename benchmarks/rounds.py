@@ -60,19 +60,21 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def write_report(script: str, command: str, rows: list[dict[str, Any]], body: str) -> Path:
-    """Append rows to the script's ``.jsonl``; write ``.md`` beside it, with a line on commit and machine in `body`."""
-    path = Path(script).with_suffix("")
+def append_rows(script: str, rows: list[dict[str, Any]]) -> None:
+    """Append rows to the ``.jsonl`` beside a script, with date and commit."""
+    about = {"date": f"{datetime.date.today()}", "commit": describe("cpu", 1)["commit"]}
+    with Path(script).with_suffix(".jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({**about, **row}) + "\n" for row in rows)
+
+
+def write_report(script: str, command: str, body: str) -> Path:
+    """Write the ``.md`` beside a script: `body`, below its title a line on commit, machine and command."""
     about = describe("cpu", 1)
-    with path.with_suffix(".jsonl").open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({"date": f"{datetime.date.today()}", "commit": about["commit"], **row}) + "\n")
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     head, _, rest = body.partition("\n")
     commit = f"commit {about['commit']}{' with changes' * about['uncommitted_changes']}"
-    line = (
-        f"{datetime.date.today()}, {commit}, {torch.get_num_threads()} CPU threads, fp32; {versions}. By `{command}`."
-    )
-    report = path.with_suffix(".md")
+    threads = torch.get_num_threads()
+    line = f"{datetime.date.today()}, {commit}, {threads} CPU threads, fp32; {versions}. By `{command}`."
+    report = Path(script).with_suffix(".md")
     report.write_text(f"{head}\n\n{line}\n{rest}", encoding="utf-8")
     return report

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from rounds import Timing, spread, take_turns, write_report
+from rounds import Timing, append_rows, spread, take_turns, write_report
 
 SEQUENCE, SEQUENCES, VOCABULARY = 512, 8, 32_000
 TOKENS = SEQUENCE * SEQUENCES
@@ -148,7 +149,7 @@ def main() -> None:
 
     olmo_compat.apply()
     start_process_group()
-    rows, sections = [], []
+    sections: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokens = np.random.default_rng(0).integers(0, VOCABULARY, 60 * TOKENS)
@@ -160,16 +161,20 @@ def main() -> None:
             for name, timing in found.items():
                 row = {"group": group, "contender": name, "seconds": timing.seconds, "device": "cpu", "median": True}
                 row |= {"config": CONFIGS[name]} if name in CONFIGS else {}
-                rows.append({**row, "tokens_per_second_per_device": TOKENS / timing.median})
+                append_rows(__file__, [{**row, "tokens_per_second_per_device": TOKENS / timing.median}])
             sections.append(section(group, found))
             print(sections[-1], flush=True)
-    body = f"""# Training steps on the CPU
+            command = f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}".strip()
+            report = write_report(__file__, command, HEAD + "\n".join(sections))
+    print(report)
+
+
+HEAD = f"""# Training steps on the CPU
 
 Forward, backward, clipping and AdamW of 20 layers, d = 256, vocabulary 32,000, {SEQUENCES} sequences of {SEQUENCE}
 tokens. Medians (smallest to largest) over rounds in which the contenders take turns; ratios are those within a round.
 
 """
-    print(write_report(__file__, "python benchmarks/train_step.py", rows, body + "\n".join(sections)))
 
 
 if __name__ == "__main__":
