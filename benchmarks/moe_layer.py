@@ -208,11 +208,8 @@ def main() -> None:
             rows.append(measure(case, gated, options.rounds))
             print(table(rows[-1:], gated)[-1], flush=True)
             append_rows(__file__, rows[-1:])
-            report = write_report(
-                __file__,
-                f"python benchmarks/moe_layer.py {' '.join(sys.argv[1:])}".strip(),
-                report_of(rows, options.rounds),
-            )
+            command = f"python benchmarks/moe_layer.py {' '.join(sys.argv[1:])}".strip()
+            report = write_report(__file__, command, report_of(rows, options.rounds))
     print(report)
 
 
