@@ -131,6 +131,7 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
 
     from . import olmo_compat
     from .distributed import agreed, start_process_group
+    from .saving import told_when_unwritable
 
     olmo_compat.apply()
     device = start_process_group()
@@ -140,6 +141,7 @@ def _run(cfg: "TrainConfig", resume_from: "Checkpoint | None") -> int:
     cfg.device_train_grad_accum = cfg.device_train_batch_size // cfg.device_train_microbatch_size
     with contextlib.ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
+        stack.enter_context(told_when_unwritable(cfg.save_folder))
         resume_from = agreed(resume_from)
         if is_first_rank() and not cfg.dry_run:
             folder = Path(cfg.save_folder)

@@ -23,6 +23,7 @@ from s3_server import running_server
 from train_server import Run
 
 from olmoe_parrots.checkpoint import checkpoints_in
+from olmoe_parrots.remote import exists, join, read_bytes
 from olmoe_parrots.remote_checkpoint import fetch_checkpoint, remote_checkpoints
 
 LARGE = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 256}
@@ -55,7 +56,7 @@ def soak(config: Path, folder: Path, *, kills: int, seed: int, remote: str | Non
     options += [f"--remote_save_folder={remote}"] if remote else []
     while soaked.kills < kills:
         run = start_train(config, *options)
-        _wait_for_the_moment(run, folder, moments, most_steps)
+        _wait_for_the_moment(run, folder, moments, most_steps, remote)
         assert run.returncode is None, f"it ended before kill {soaked.kills + 1}: {run.communicate()[0][-2000:]}"
         run.kill()
         run.communicate()
@@ -72,10 +73,14 @@ def soak(config: Path, folder: Path, *, kills: int, seed: int, remote: str | Non
     return soaked
 
 
-def _wait_for_the_moment(run: Run, folder: Path, moments: random.Random, most_steps: int) -> None:
-    """One of the run's next steps, or while it saves next, or just after."""
+def _wait_for_the_moment(run: Run, folder: Path, moments: random.Random, most_steps: int, remote: str | None) -> None:
+    """One of the run's next steps, or while it saves next, or just after; what it fetches from S3 first is not new."""
     kind, share, steps = moments.choice(("step", "saving", "saved")), moments.random(), moments.randint(1, most_steps)
     before, saved = _rows(folder), {path.name for path in folder.glob("step*")}
+    if remote:
+        log = join(remote, "metrics.jsonl")
+        before = read_bytes(log).count(b"\n") if exists(log) else 0
+        saved = {address.rpartition("/")[2] for *_, address in remote_checkpoints(remote)}
 
     def fresh(half_written: bool) -> bool:
         names = {path.name for path in folder.glob("step*")} - saved
