@@ -4,6 +4,7 @@ The config file is OLMo's, with OLMoE's ``moe_*`` fields; every option can be ov
 """
 
 import argparse
+import atexit
 import contextlib
 import gc
 import json
@@ -74,6 +75,7 @@ def _importing() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # else what Triton's bindings look for at the end of a process seems lost to them
         gc.enable()
 
 

@@ -22,8 +22,10 @@ def share_out(work: Callable[[Task], None], tasks: Sequence[Task]) -> None:
     Inside, operations run on one thread each and nothing is recorded for autograd. Raises what `work` raises.
     """
     threads = min(torch.get_num_threads(), len(tasks))
+    # both modes are a thread's own, and what was made in the former may not be changed outside of it
+    unrecorded = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
     if threads < 2:
-        with torch.no_grad():
+        with unrecorded():
             for task in tasks:
                 work(task)
         return
@@ -31,7 +33,7 @@ def share_out(work: Callable[[Task], None], tasks: Sequence[Task]) -> None:
     lock = threading.Lock()
 
     def take() -> None:
-        with torch.no_grad():
+        with unrecorded():
             while True:
                 with lock:
                     task = next(queue, None)

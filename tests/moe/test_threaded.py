@@ -103,6 +103,14 @@ def test_threads_work_after_a_fork(three_threads: None) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_in_inference_mode(three_threads: None) -> None:
+    x, w, indices = torch.randn(900, 8), torch.randn(3, 8, 8), torch.arange(900).remainder(3).unsqueeze(1)
+    weights = torch.rand(900, 1)
+    expected = ThreadedExperts.apply(x, weights, indices, w, w, None, None, F.gelu)
+    with torch.inference_mode():
+        assert torch.equal(ThreadedExperts.apply(x, weights, indices, w, w, None, None, F.gelu), expected)
+
+
 def test_a_second_derivative_is_refused() -> None:
     x, w = torch.randn(4, 8, requires_grad=True), torch.randn(2, 8, 8)
     indices = torch.tensor([[0], [1], [1], [0]])
