@@ -1,6 +1,6 @@
 """OLMo with mixture-of-experts blocks.
 
-:func:`build_model` gives OLMo's own dense model for a dense config and :class:`MoEOLMo` for a MoE one; both answer with
+:func:`build_model` gives :class:`ParrotsOLMo` for a dense config and :class:`MoEOLMo` for a MoE one; both answer with
 :class:`ModelOutput`, and both know their FLOPs from closed formulas.
 """
 
@@ -33,7 +33,8 @@ class ModelOutput(NamedTuple):
 
 
 class ParrotsOLMo(OLMo):
-    """OLMo with FLOPs that count the tied output matrix and only the experts a token visits."""
+    """OLMo's own dense model, with :class:`ModelOutput`, and with FLOPs that count the tied output matrix and only the
+    experts a token visits."""
 
     config: ModelConfig
 
@@ -74,20 +75,13 @@ class ParrotsOLMo(OLMo):
         return output._replace(loss=self._loss(hidden_states[0][:, :-1], labels))
 
     def _forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
-        raise NotImplementedError
+        return ModelOutput(*OLMo.forward(self, *args, **kwargs), routing=None)
 
     def _loss(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
         if self.config.scale_logits:
             hidden_BSD = hidden_BSD / math.sqrt(self.config.d_model)
         weight = self.transformer["wte" if self.config.weight_tying else "ff_out"].weight
         return chunked_cross_entropy(hidden_BSD.flatten(0, 1), cast(Tensor, weight), labels_BS.flatten())
-
-
-class DenseOLMo(ParrotsOLMo):
-    """OLMo's own dense model; only the type of its output differs."""
-
-    def _forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
-        return ModelOutput(*OLMo.forward(self, *args, **kwargs), routing=None)
 
 
 class MoEOLMo(ParrotsOLMo):
@@ -126,7 +120,7 @@ def build_model(config: ModelConfig, init_params: bool = True) -> ParrotsOLMo:
 
     :raises olmo.exceptions.OLMoConfigurationError: when OLMo refuses the combination of options.
     """
-    model_class = MoEOLMo if config.block_type == BlockType.moe else DenseOLMo
+    model_class = MoEOLMo if config.block_type == BlockType.moe else ParrotsOLMo
     return model_class(config, init_params=init_params)
 
 

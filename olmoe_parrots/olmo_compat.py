@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import olmo.checkpoint
+import olmo.util
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from . import remote_data
 from .errors import InputError
+from .remote import SCHEME
 
 OLMO_VERSION = "0.6.0"
 METADATA_CLASSES = {
@@ -55,6 +58,7 @@ def apply() -> None:
     _keep_state_on_the_cpu()
     _read_sharded_checkpoints()
     _read_optimizers_of_ddp()
+    _read_s3_by_our_client()
     _silence_warnings()
 
 
@@ -108,6 +112,29 @@ def _with_names_of_the_model(checkpointer: Any, state: dict[str, Any], names: di
     for group in state["param_groups"]:
         group["param_names"] = [name.removeprefix("module.") for name in group["param_names"]]
     return _OLMO_NAMES(checkpointer, state, names)
+
+
+def _read_s3_by_our_client() -> None:
+    """olmo/util.py:612,629 read data on S3 with few tries, and no end of patience where a connection is silent."""
+    olmo.util._s3_file_size = _file_size
+    olmo.util._s3_get_bytes_range = _bytes_range
+
+
+_OLMO_FILE_SIZE, _OLMO_BYTES_RANGE = olmo.util._s3_file_size, olmo.util._s3_get_bytes_range
+
+
+def _file_size(scheme: str, bucket_name: str, key: str, max_attempts: int = 3) -> int:
+    if scheme != "s3":  # Cloudflare's and AI2's own
+        return _OLMO_FILE_SIZE(scheme, bucket_name, key, max_attempts)
+    return remote_data.file_size(f"{SCHEME}{bucket_name}/{key}")
+
+
+def _bytes_range(
+    scheme: str, bucket_name: str, key: str, bytes_start: int, num_bytes: int, max_attempts: int = 3
+) -> bytes:
+    if scheme != "s3":
+        return _OLMO_BYTES_RANGE(scheme, bucket_name, key, bytes_start, num_bytes, max_attempts)
+    return remote_data.read_range(f"{SCHEME}{bucket_name}/{key}", bytes_start, num_bytes)
 
 
 class _MetadataUnpickler(pickle.Unpickler):

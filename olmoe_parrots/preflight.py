@@ -19,7 +19,6 @@ from .preflight_disk import check_disk
 from .preflight_values import check_values
 from .remote import is_remote
 from .remote_checkpoint import check_remote_save_folder, fetch_checkpoint, fetch_newest
-from .remote_data import read_through_our_client
 from .remote_log import fetch_log
 
 SECTIONS = {"model", "optimizer", "scheduler", "data", "tokenizer", "speed_monitor"}
@@ -143,12 +142,14 @@ def check_inputs(cfg: Any, config_path: str, world_size: int) -> None:
 
     :raises InputError: as :func:`check` does.
     """
+    from . import olmo_compat
+
+    olmo_compat.apply()
     check_values(cfg, config_path)
     _check_model(cfg.model, config_path)
     _check_duration(cfg.max_duration, config_path)
     _check_batch(cfg, config_path, world_size)
     _check_strategy(cfg, config_path, world_size)
-    read_through_our_client()
     check_data(cfg, config_path, world_size)
     check_disk(cfg)
 

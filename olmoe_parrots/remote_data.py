@@ -1,7 +1,7 @@
 """Training and held-out data on S3, which OLMo's loader reads a sequence at a time while a run trains.
 
 OLMo's own reading (olmo/util.py:629) gives up after seconds, waits for minutes where a connection is silent, does not
-try again where one was cut, and ends in a traceback without the file's name. Here it goes through
+try again where one was cut, and ends in a traceback without the file's name. :mod:`.olmo_compat` has it go through
 :mod:`olmoe_parrots.remote`: a run waits `S3_PATIENCE` seconds (300) for S3 to come back, then ends with one line.
 """
 
@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from . import remote
 from .errors import InputError, RunError
@@ -33,34 +33,13 @@ class DataError(RunError):
         super().__init__(where, what, remedy)
 
 
-def read_through_our_client() -> None:
-    """Have OLMo's loader read `s3://` by our client, patiently; calling it again changes nothing."""
-    import olmo.util
-
-    util: Any = olmo.util
-    of_others = util._s3_get_bytes_range, util._s3_file_size
-    if of_others[0] is _get_bytes_range:
-        return
-    _OF_OTHERS.extend(of_others)
-    util._s3_get_bytes_range = _get_bytes_range
-    util._s3_file_size = _file_size
-
-
-_OF_OTHERS: list[Callable[..., Any]] = []
-"""OLMo's functions, for the schemes that are not ours."""
-
-
-def _get_bytes_range(scheme: str, bucket: str, key: str, start: int, count: int, *args: Any, **kwargs: Any) -> bytes:
-    if scheme != "s3":
-        return bytes(_OF_OTHERS[0](scheme, bucket, key, start, count, *args, **kwargs))
-    path = f"{remote.SCHEME}{bucket}/{key}"
+def read_range(path: str, start: int, count: int) -> bytes:
+    """`count` bytes of an object. Raises DataError where S3 stays away, or the object is not there."""
     return _patiently(lambda: remote.read_bytes(path, start, start + count), path)
 
 
-def _file_size(scheme: str, bucket: str, key: str, *args: Any, **kwargs: Any) -> int:
-    if scheme != "s3":
-        return int(_OF_OTHERS[1](scheme, bucket, key, *args, **kwargs))
-    path = f"{remote.SCHEME}{bucket}/{key}"
+def file_size(path: str) -> int:
+    """The bytes of an object. Raises as :func:`read_range` does."""
     return _patiently(lambda: remote.size(path), path)
 
 

@@ -156,11 +156,11 @@ def test_a_clock_that_is_set_while_a_run_trains(
 
 def test_the_time_limit_does_not_ask_the_clock(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", drifting(-1))
-    options = ["--time_limit=0.2", "--canceled_check_interval=1", "--extra_steps_after_cancel=0"]
+    options = ["--time_limit=3", "--canceled_check_interval=1", "--extra_steps_after_cancel=0"]
     start = time.monotonic()
     assert main([config, f"--save_folder={tmp_path / 'run'}", *options, *LONG, "--max_duration=100000"]) == REQUEUE
     assert time.monotonic() - start < 60
-    assert metrics_of(tmp_path / "run"), "it did train"
+    assert max(metrics_of(tmp_path / "run")) > 1
 
 
 def test_the_newest_checkpoint_is_that_of_the_latest_step_whatever_the_clock_said(config: str, tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ from ..checkpoint import (
 from ..config import TrainConfig, load_train_config
 from ..errors import InputError
 from ..model import ParrotsOLMo, build_model
-from ..remote_data import read_through_our_client
 from .remote_weights import SHARDS, RemoteReader, whole_file
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def find_checkpoint(path: str) -> FoundCheckpoint:
 
     :raises InputError: when there is none, or it is not whole; says which file is missing.
     """
-    read_through_our_client()  # what it is measured on may be on S3
+    olmo_compat.apply()  # what it is measured on may be on S3
     if remote.is_remote(path):
         return _find_remote(path.rstrip("/"))
     folder = Path(path)

@@ -194,7 +194,7 @@ def choose_backend(name: str, x_TD: Tensor, experts: ExpertWeights) -> str:
         if reason := why_not(name, x_TD, experts):
             raise ValueError(f"moe_mlp_impl={name} cannot run: {reason}")
         return name
-    candidates = ("grouped", "megablocks") if x_TD.is_cuda else ("grouped",)
     if x_TD.device.type == "cpu" and not torch.compiler.is_compiling():
         return "threaded"
+    candidates = ("grouped", "megablocks") if x_TD.is_cuda else ("grouped",)
     return next((backend for backend in candidates if why_not(backend, x_TD, experts) is None), "loop")

@@ -16,8 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.config_grid import GridJob
+
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
 PACKAGES = ("slurm-wlm", "munge")
@@ -81,6 +86,67 @@ def _install_packages() -> None:
         # lists of before may do
         if done.returncode and command[0] == "install":
             raise NoSlurmError(f"apt-get cannot install it: {done.stderr[-500:]}")
+
+
+@contextlib.contextmanager
+def cluster_or_skip(nodes: int = 1) -> Iterator[dict[str, str]]:
+    """:func:`running_cluster` for tests, which are skipped aloud where Slurm is not to be had."""
+    import pytest
+
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the names of sockets have to be short
+    try:
+        with running_cluster(folder / "s", nodes=nodes) as environment:
+            yield environment
+    except NoSlurmError as error:
+        pytest.skip(f"SLURM IS NOT HERE AND CANNOT BE INSTALLED, so nothing was submitted to one: {error}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until(happens: Callable[[], object], what: str, seconds: float = 400, every: float = 0.1) -> None:
+    """Wait for something; AssertionError with `what` where it does not come about in time."""
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, what
+        time.sleep(every)
+
+
+def hold(jobs: dict[str, GridJob], program: str, steps: int) -> dict[str, list[int]]:
+    """Stop the processes of each run amid its steps, so that what befalls it does so there on any machine.
+
+    Args:
+        program: the module by which a process trains; shells, srun and torchrun, which name the run too, are none.
+        steps: of the whole run.
+    """
+    from conftest import metrics_of
+
+    held: dict[str, list[int]] = {}
+
+    def is_all_held() -> bool:
+        for name, job in jobs.items():
+            path = job.folder / "metrics.jsonl"
+            if name not in held and path.exists() and path.read_bytes().count(b"\n") >= 15:
+                held[name] = _processes(program, job)
+                for pid in held[name]:
+                    os.kill(pid, signal.SIGSTOP)
+        return len(held) == len(jobs)
+
+    wait_until(is_all_held, "they train", every=0.02)
+    for name, job in jobs.items():
+        assert len(held[name]) == job.ranks and max(metrics_of(job.folder)) < steps
+    return held
+
+
+def _processes(program: str, job: GridJob) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if program.encode() in words[1:4] and str(job.config_path).encode() in words:
+            found.append(int(entry.name))
+    return found
 
 
 @contextlib.contextmanager

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, metrics_of, start_train
 from grid_maker import make_grid, write_config, write_grid
-from slurm_cluster import NoSlurmError, running_cluster
+from slurm_cluster import cluster_or_skip, hold, wait_until
 
 from launch import slurm
 from launch.__main__ import main
-from launch.config_grid import GridJob
 from launch.config_grid_file import load_grid
 from launch.processes import last_state
 from launch.run_state import is_done
@@ -38,14 +34,8 @@ MODELS = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The environment of a Slurm of one node."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the names of sockets have to be short
-    try:
-        with running_cluster(folder / "s") as environment:
-            yield environment
-    except NoSlurmError as error:
-        pytest.skip(f"SLURM IS NOT HERE AND CANNOT BE INSTALLED, so nothing was submitted to one: {error}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with cluster_or_skip() as environment:
+        yield environment
 
 
 @pytest.fixture(autouse=True)
@@ -55,47 +45,8 @@ def _user(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, cluster[name])
 
 
-def _wait(until: Callable[[], object], what: str, seconds: float = 400, every: float = 0.5) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, what
-        time.sleep(every)
-
-
 def _slurm(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def _pids(job: GridJob) -> list[int]:
-    """Processes that train a run, wherever they come from; srun and shells, which name it too, are none."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if words[1:3] == [b"-m", b"olmoe_parrots.train"] and str(job.config_path).encode() in words:
-            found.append(int(entry.name))
-    return found
-
-
-def _hold(jobs: dict[str, GridJob]) -> dict[str, list[int]]:
-    """Stop the processes of each run amid its steps, so that what befalls it does so there on any machine."""
-    held: dict[str, list[int]] = {}
-
-    def is_all_held() -> bool:
-        for name, job in jobs.items():
-            path = job.folder / "metrics.jsonl"
-            if name not in held and path.exists() and path.read_bytes().count(b"\n") >= 15:
-                held[name] = _pids(job)
-                for pid in held[name]:
-                    os.kill(pid, signal.SIGSTOP)
-        return len(held) == len(jobs)
-
-    _wait(is_all_held, "they train", every=0.02)
-    for name, job in jobs.items():
-        assert len(held[name]) == job.ranks and max(metrics_of(job.folder)) < STEPS
-    return held
 
 
 def _sweep(folder: Path, shards: Path) -> Path:
@@ -115,7 +66,7 @@ def test_killed_preempted_and_limited_runs_end_as_undisturbed_ones(
     jobs = {job.name.removeprefix("tiny_"): job for job in load_grid(path).jobs}
     assert main(["slurm", str(path)]) == 0
     assert capsys.readouterr().out.count("submitted array") == 2, "one for each kind of machine"
-    held = _hold({name: job for name, job in jobs.items() if name != "whole"})
+    held = hold({name: job for name, job in jobs.items() if name != "whole"}, "olmoe_parrots.train", STEPS)
     (killed,) = held["killed"]
     os.kill(killed, signal.SIGKILL)
     _slurm("scontrol", "requeue", last_state(jobs["preempted"].folder)["job"])
@@ -126,7 +77,7 @@ def test_killed_preempted_and_limited_runs_end_as_undisturbed_ones(
     limit = math.ceil(minutes + seconds / 60 + 0.75)
     _slurm("scontrol", "update", f"jobid={number}", f"TimeLimit={limit}")
     log = jobs["limited"].folder / "log.txt"
-    _wait(lambda: "stopped at step" in log.read_text(), "Slurm lets it go on and warns it before the limit")
+    wait_until(lambda: "stopped at step" in log.read_text(), "Slurm lets it go on and warns it before the limit")
     _slurm("scontrol", "update", f"jobid={number}", "TimeLimit=20")  # of its second start
 
     main(["slurm", str(path)])
@@ -137,7 +88,7 @@ def test_killed_preempted_and_limited_runs_end_as_undisturbed_ones(
         name: start_train(job.config_path, f"--save_folder={tmp_path / name}", ranks=job.ranks)
         for name, job in jobs.items()
     }
-    _wait(lambda: all(is_done(job) for job in jobs.values()), "all finish")
+    wait_until(lambda: all(is_done(job) for job in jobs.values()), "all finish")
 
     assert {name: last_state(job.folder)["restarts"] for name, job in jobs.items()} == {
         "whole": 0,
@@ -173,12 +124,12 @@ def test_cancelling_ends_this_sweep_and_no_other(
     for path in (ours, other):
         assert main(["slurm", str(path)]) == 0
     grid = make_grid(tmp_path / "ours", [entry], slurm=settings)
-    _wait(lambda: {one.state for one in slurm.queued(grid).values()} == {"RUNNING", "PENDING"}, "one at a time")
+    wait_until(lambda: {one.state for one in slurm.queued(grid).values()} == {"RUNNING", "PENDING"}, "one at a time")
     capsys.readouterr()
     assert main(["cancel", str(ours)]) == 0
     told = capsys.readouterr().out
     assert "cancelled tiny_a, which was running" in told and "cancelled tiny_b, which was pending" in told
-    _wait(lambda: not slurm.queued(grid), "it is gone")
+    wait_until(lambda: not slurm.queued(grid), "it is gone")
     main(["cancel", str(ours)])
     assert capsys.readouterr().out.startswith("0 runs were in the queue")
     assert len(slurm.queued(make_grid(tmp_path / "other", [entry], slurm=settings))) == 2

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
-from slurm_cluster import NoSlurmError, running_cluster
+from slurm_cluster import cluster_or_skip
 
 from launch import slurm_data
 from launch.__main__ import main
@@ -100,14 +98,8 @@ def test_more_files_than_an_array_takes_are_several_arrays(mixture: Path, tmp_pa
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The environment of a Slurm of one node."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the names of sockets have to be short
-    try:
-        with running_cluster(folder / "s") as environment:
-            yield environment
-    except NoSlurmError as error:
-        pytest.skip(f"SLURM IS NOT HERE AND CANNOT BE INSTALLED, so nothing was submitted to one: {error}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with cluster_or_skip() as environment:
+        yield environment
 
 
 def _bytes(root: Path) -> dict[str, bytes]:

@@ -8,19 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, free_port, metrics_of, start_train
 from grid_maker import make_grid, write_config, write_grid
-from slurm_cluster import NoSlurmError, running_cluster
+from slurm_cluster import cluster_or_skip, hold, wait_until
 
 from launch import slurm
 from launch.__main__ import main
-from launch.config_grid import GridJob
 from launch.config_grid_file import load_grid
 from launch.processes import last_state
 from launch.run_state import is_done
@@ -74,13 +71,6 @@ def test_the_exit_code_is_made_of_what_the_ranks_note(
     assert outcome(torchrun, dict(enumerate(codes)), 2, second) == code
 
 
-def _wait(until: Callable[[], object], what: str, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def _losses(folder: Path) -> dict[int, float]:
     return {step: row["train/CrossEntropyLoss"] for step, row in metrics_of(folder).items()}
 
@@ -121,7 +111,7 @@ def test_a_signal_to_the_node_alone_saves_and_asks_for_a_requeue(tmp_path: Path,
         return nodes
 
     nodes = start()
-    _wait(lambda: _steps(folder) >= 15 or any(node.poll() is not None for node in nodes), "it trains")
+    wait_until(lambda: _steps(folder) >= 15 or any(node.poll() is not None for node in nodes), "it trains", 240, 0.02)
     for node in nodes:
         node.send_signal(signal.SIGUSR1)
     told = [node.communicate(timeout=120)[0] for node in nodes]
@@ -138,45 +128,8 @@ def test_a_signal_to_the_node_alone_saves_and_asks_for_a_requeue(tmp_path: Path,
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The environment of a Slurm of two nodes."""
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # the names of sockets have to be short
-    try:
-        with running_cluster(folder / "s", nodes=2) as environment:
-            yield environment
-    except NoSlurmError as error:
-        pytest.skip(f"SLURM IS NOT HERE AND CANNOT BE INSTALLED, so nothing was submitted to one: {error}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ranks(job: GridJob) -> list[int]:
-    """Processes that train a run; torchrun, which names it too, is none."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if b"launch.torchrun_rank" in words[1:4] and str(job.config_path).encode() in words:
-            found.append(int(entry.name))
-    return found
-
-
-def _hold(jobs: dict[str, GridJob]) -> dict[str, list[int]]:
-    """Stop the processes of each run amid its steps, so that what befalls it does so there on any machine."""
-    held: dict[str, list[int]] = {}
-
-    def is_all_held() -> bool:
-        for name, job in jobs.items():
-            if name not in held and _steps(job.folder) >= 15:
-                held[name] = _ranks(job)
-                for pid in held[name]:
-                    os.kill(pid, signal.SIGSTOP)
-        return len(held) == len(jobs)
-
-    _wait(is_all_held, "they train")
-    for name, job in jobs.items():
-        assert len(held[name]) == job.ranks and max(metrics_of(job.folder)) < STEPS
-    return held
+    with cluster_or_skip(nodes=2) as environment:
+        yield environment
 
 
 @pytest.mark.cluster
@@ -202,7 +155,7 @@ def test_runs_under_torchrun_end_as_undisturbed_ones(
     path = write_grid(tmp_path, entries, slurm=settings)
     jobs = {job.name.removeprefix("tiny_"): job for job in load_grid(path).jobs}
     assert main(["slurm", str(path)]) == 0
-    held = _hold(jobs)
+    held = hold(jobs, "launch.torchrun_rank", STEPS)
     # the signal that --signal=USR1@SECONDS has Slurm send, to every process of the job's steps
     number = last_state(jobs["warned"].folder)["job"]
     subprocess.run(["scancel", "--signal=USR1", number], check=True)
@@ -210,7 +163,7 @@ def test_runs_under_torchrun_end_as_undisturbed_ones(
     os.kill(held["killed"][1], signal.SIGKILL)
     for pid in [*held["warned"], *held["preempted"], held["killed"][0]]:
         os.kill(pid, signal.SIGCONT)
-    _wait(lambda: all(is_done(job) for job in jobs.values()), "all finish", 400)
+    wait_until(lambda: all(is_done(job) for job in jobs.values()), "all finish", 400)
     assert {name: last_state(job.folder)["restarts"] for name, job in jobs.items()} == dict.fromkeys(jobs, 1)
     for name in ("warned", "preempted"):
         assert "stopped at step" in (jobs[name].folder / "log.txt").read_text()
