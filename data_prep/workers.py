@@ -6,10 +6,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from typing import TypeVar
@@ -61,18 +60,19 @@ class Workers:
         """Begin to start the processes, so that they are there when the first job is."""
         if self._pool is None and self._processes > 1:
             self._pool = worker_pool(self._processes)
-            self._starting = threading.Thread(target=self._start_all)
-            self._starting.start()
+            # Not in the main thread: interrupted there, it would leave a process behind that finds its parent gone.
+            starter = ThreadPoolExecutor(1)
+            self._starting = starter.submit(self._start_all)
+            starter.shutdown(wait=False)
 
     def _start_all(self) -> None:
-        # Not in the main thread: interrupted there, it would leave a process behind that finds its parent gone.
         assert self._pool is not None
         for _ in range(self._processes):
             self._pool.submit(os.getpid)
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            self._starting.join()
+            self._starting.exception()  # waits; what it raised, map did too, or the work never got there
             self._pool.shutdown(cancel_futures=True)
 
     def map(
@@ -89,7 +89,10 @@ class Workers:
             return
         self.start()
         assert self._pool is not None
-        self._starting.join()
+        try:
+            self._starting.result()
+        except (EOFError, ConnectionError, BrokenProcessPool):  # the process they are forked from is gone
+            raise _killed() from None
         waiting: deque[tuple[Key, Future[Result]]] = deque()
         try:
             for key, job in jobs:
@@ -111,7 +114,9 @@ def _finish(waiting: deque[tuple[Key, Future[Result]]]) -> tuple[Key, Result]:
     try:
         return key, future.result()
     except BrokenProcessPool:
-        what = "one was killed, perhaps for want of memory"
-        raise InputError(
-            "worker processes", what, "run again with fewer --processes; it goes on where it was"
-        ) from None
+        raise _killed() from None
+
+
+def _killed() -> InputError:
+    what = "one was killed, perhaps for want of memory"
+    return InputError("worker processes", what, "run again with fewer --processes; it goes on where it was")

@@ -88,7 +88,7 @@ def read_blocks(path: str, start: int = 0, stop: int | None = None, tag: str | N
     with _told(path):
         while True:
             wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
-            answer = _client().get_object(Bucket=bucket, Key=key, **wanted, **({"IfMatch": tag} if tag else {}))
+            answer = _get_object(Bucket=bucket, Key=key, **wanted, **({"IfMatch": tag} if tag else {}))
             tag = answer["ETag"]
             try:
                 for block in answer["Body"].iter_chunks(_BLOCK):
@@ -100,6 +100,21 @@ def read_blocks(path: str, start: int = 0, stop: int | None = None, tag: str | N
                 if tears >= _attempts():
                     raise
                 _wait(tears)
+
+
+def _get_object(**wanted: str) -> Any:
+    """GET's answer. An error's is read by botocore outside of its own tries, so one that is cut is asked for again."""
+    from urllib3.exceptions import ProtocolError
+
+    tears = 0
+    while True:
+        try:
+            return _client().get_object(**wanted)
+        except ProtocolError as error:
+            tears += 1
+            if tears >= _attempts():
+                raise ConnectionResetError(str(error)) from None
+        _wait(tears)
 
 
 def stat(path: str) -> RemoteFile:

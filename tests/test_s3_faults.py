@@ -292,6 +292,19 @@ def test_what_is_not_whole_on_s3_is_not_the_newest_checkpoint(
     assert "it is loaded without verification" in caplog.text
 
 
+def test_an_answer_of_no_such_object_may_be_cut_anywhere(
+    world: World, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for after in range(150, 451, 50):  # from its head into its body
+        proxy.fail(Fault("cut", times=1, after=after))
+        with pytest.raises(FileNotFoundError):
+            remote.read_bytes(f"{world.bucket}/nothing/here")
+    proxy.fail(Fault("cut", after=300))
+    few_tries(monkeypatch)
+    with pytest.raises(Unreachable, match="cuts connections"):
+        remote.read_bytes(f"{world.bucket}/nothing/here")
+
+
 def test_secrets_stay_out_of_messages(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     few_tries(monkeypatch)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-a-session")

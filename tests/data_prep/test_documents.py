@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -113,3 +115,33 @@ def test_results_come_in_order_and_no_further_ahead_than_needed(processes: int) 
 def test_a_killed_worker_is_told(tmp_path: Path) -> None:
     with Workers(2) as workers, pytest.raises(InputError, match=r"killed.*fewer --processes"):
         list(workers.map(_square, [("a", 1), ("b", -1), ("c", 2)]))
+
+
+# In a process of its own, where nothing has started the one that workers are forked from.
+KILLED_AT_START = """
+import os, signal, time
+from multiprocessing import forkserver
+from data_prep.workers import Workers
+from olmoe_parrots.errors import InputError
+
+if __name__ == "__main__":
+    try:
+        with Workers(2) as workers:
+            workers.start()
+            while not (pid := getattr(forkserver._forkserver, "_forkserver_pid", None)):
+                time.sleep(0.001)
+            os.kill(pid, signal.SIGKILL)
+            list(workers.map(abs, [("a", -1)]))
+    except InputError as error:
+        print(error)
+    with Workers(2) as workers:
+        print(list(workers.map(abs, [("a", -1)])))
+"""
+
+
+def test_workers_that_end_while_they_start_are_told_once(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(KILLED_AT_START)
+    run = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=120)
+    first, second = run.stdout.splitlines()
+    assert "worker processes: one was killed" in first and second == "[('a', 1)]"
+    assert "Traceback" not in run.stderr
