@@ -78,3 +78,20 @@ def write_report(script: str, command: str, body: str) -> Path:
     report = Path(script).with_suffix(".md")
     report.write_text(f"{head}\n\n{line}\n{rest}", encoding="utf-8")
     return report
+
+
+def ask_in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int, warm: bool = True) -> dict:
+    """What contenders that measure themselves give: a list each, one value a round.
+
+    Args:
+        contenders: what gives a value, such as seconds or bytes, by name.
+        rounds: how many count.
+        warm: whether a round that does not count goes before them.
+    """
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in tqdm(range(-1 if warm else 0, rounds), leave=False):
+        for name, measure in contenders.items():
+            value = measure()
+            if number >= 0:
+                found[name].append(value)
+    return found
