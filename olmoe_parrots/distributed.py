@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from .allocator import keep_freed_memory
 from .config import TrainConfig
 from .model import ParrotsOLMo, initialize
 
@@ -22,8 +23,13 @@ TIMEOUT = timedelta(minutes=30)
 
 
 def start_process_group() -> torch.device:
-    """Join torchrun's process group, or make one of this process alone; returns this rank's device."""
+    """Join torchrun's process group, or make one of this process alone; returns this rank's device.
+
+    Where that is the CPU, freed memory is kept for what is allocated next.
+    """
     cuda = torch.cuda.is_available()
+    if not cuda:
+        keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if cuda:
         torch.cuda.set_device(get_local_rank())
