@@ -4,13 +4,15 @@
 
 20 layers, d = 256, vocabulary 32,000, sequences of 512 tokens, 4,096 tokens a step. Ours are steps of OLMo's trainer as
 `olmoe_parrots.train` builds it. Mixtral is of the same shape, and trained as transformers' own trainer does by default:
-fused AdamW, clipping at norm 1, gradients of the load-balancing loss. Contenders take turns. Rows go to
-train_step.jsonl beside this file, and the report to train_step.md. Mixtral needs transformers 5, as in `.venv-core`.
+fused AdamW, clipping at norm 1, gradients of the load-balancing loss. Ours keep freed memory, as the training command
+does, the others give it back, as their users' processes do. Contenders take turns. Rows go to train_step.jsonl beside
+this file, and the report to train_step.md. Mixtral and OLMoE need transformers 5, as in `.venv-core`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import sys
 import tempfile
@@ -19,10 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from rounds import Timing, append_rows, spread, take_turns, write_report
 
 SEQUENCE, SEQUENCES, VOCABULARY = 512, 8, 32_000
 TOKENS = SEQUENCE * SEQUENCES
+D, LAYERS, HEADS = 256, 20, 4
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -31,6 +35,7 @@ def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = Fals
     from olmo.optim import build_optimizer
     from olmo.train import Trainer
 
+    from olmoe_parrots.allocator import keep_freed_memory
     from olmoe_parrots.config import load_train_config
     from olmoe_parrots.guards import FiniteGuard
     from olmoe_parrots.optimizer import fuse_optimizer
@@ -58,8 +63,10 @@ def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = Fals
     def step() -> None:
         trainer.global_step += 1
         if plain_olmo:
+            give_freed_memory_back()
             Trainer.train_step(trainer, next(batches))
         else:
+            keep_freed_memory()
             trainer.train_step(next(batches))
 
     if plain_olmo:
@@ -67,33 +74,63 @@ def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = Fals
     return step
 
 
-def mixtral_step(experts: int, implementation: str) -> Callable[[], None]:
-    from transformers import MixtralConfig, MixtralForCausalLM
+def give_freed_memory_back() -> None:
+    """What glibc comes to by itself (mallopt(3)) once a process has freed a block of 32 MiB."""
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(-3, 32 << 20)
+    mallopt(-1, 64 << 20)
 
-    config = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=20,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=SEQUENCE,
-        num_local_experts=experts,
-        num_experts_per_tok=2,
-        tie_word_embeddings=True,
-        output_router_logits=True,
-        use_cache=False,
-    )
+
+def hugging_face_step(name: str, experts: int, implementation: str) -> Callable[[], None]:
+    """A step of transformers' Mixtral or OLMoE, the latter with its normalized queries and keys."""
+    import transformers
+
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": D, "intermediate_size": D, "num_hidden_layers": LAYERS}
+    sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "max_position_embeddings": SEQUENCE}
+    sizes |= {{"Mixtral": "num_local_experts", "Olmoe": "num_experts"}[name]: experts}
+    more = {"tie_word_embeddings": True, "output_router_logits": True, "use_cache": False, "num_experts_per_tok": 2}
+    config = getattr(transformers, f"{name}Config")(**sizes, **more)
     torch.manual_seed(0)
-    model = MixtralForCausalLM._from_config(config, experts_implementation=implementation).train()
+    model_class = getattr(transformers, f"{name}ForCausalLM")
+    model = model_class._from_config(config, experts_implementation=implementation).train()
     optim = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     ids = torch.randint(0, VOCABULARY, (SEQUENCES, SEQUENCE))
 
     def step() -> None:
+        give_freed_memory_back()
         optim.zero_grad(set_to_none=True)
         model(input_ids=ids, labels=ids).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optim.step()
+
+    return step
+
+
+def products_alone() -> Callable[[], None]:
+    """What no gated MoE step of this shape does without: each product of its active FLOPs as one dense `torch.mm`,
+    forward and both gradients, and torch's attention."""
+    shapes = [(TOKENS, D, 3 * D), (TOKENS, D, D), (2 * TOKENS, D, 2 * D), (2 * TOKENS, D, D)] * LAYERS
+    weights = {(i, o): torch.randn(o, i) for _, i, o in [*shapes, (TOKENS, D, VOCABULARY)]}
+    rows = {(n, width): torch.randn(n, width) for n, i, o in shapes for width in (i, o)}
+    q, k, v = torch.randn(3, SEQUENCES, HEADS, SEQUENCE, D // HEADS, requires_grad=True).unbind()
+    grad = torch.randn_like(q)
+    chunk = (512, VOCABULARY)
+    rows |= {chunk: torch.randn(chunk), (512, D): torch.randn(512, D)}
+
+    def product(count: int, width_in: int, width_out: int) -> None:
+        x, y, weight = rows[count, width_in], rows[count, width_out], weights[width_in, width_out]
+        x @ weight.t()
+        y @ weight
+        y.t() @ x
+
+    def step() -> None:
+        for shape in shapes:
+            product(*shape)
+        for _ in range(TOKENS // 512):
+            product(512, D, VOCABULARY)
+        for _ in range(LAYERS):
+            attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            torch.autograd.grad(attention, (q, k, v), grad)
 
     return step
 
@@ -110,7 +147,9 @@ def contenders(group: str, folder: Path) -> dict[str, Callable[[], None]]:
     experts = int(group.removeprefix("mixtral_e"))
     found = {"ours": our_step(folder, f"moe_d256_e{experts}", *gated)}
     for implementation in ("grouped_mm", "eager"):
-        found[f"Mixtral, {implementation}"] = mixtral_step(experts, implementation)
+        found[f"Mixtral, {implementation}"] = hugging_face_step("Mixtral", experts, implementation)
+    found["OLMoE (HF), grouped_mm"] = hugging_face_step("Olmoe", experts, "grouped_mm")
+    found["products and attention alone"] = products_alone()
     return found
 
 
