@@ -1,0 +1,189 @@
+"""Peak memory of training steps on the CPU, beside what parameters and activations need by formula.
+
+    python benchmarks/memory.py
+
+Each case takes steps in a process of its own: the peak of its resident set (VmHWM), less what was resident after all
+imports, before the model was built. Beside it 16 bytes a parameter and the activations of `olmoe_parrots.memory`. Rows
+go to memory.jsonl beside this file, and the report to memory.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rounds import append_rows, ask_in_turns, spread, write_report
+from training import build, stepper, write_tokens
+
+MIB = 1 << 20
+GOAL = 1.1
+STEPS = 3
+"""The optimizer's moments are there from the second on."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration whose peak is measured."""
+
+    config: str = "moe_d256_e8"
+    sequences: int = 8
+    """Of a step."""
+    length: int = 512
+    micro_batch: int | None = None
+    """Sequences; None: of the whole step."""
+    checkpointing: bool = False
+    chunked_loss: bool = True
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        parts = [self.config, f"{self.sequences} x {self.length}", *self.overrides]
+        parts += [f"micro-batches of {self.micro_batch}"] if self.micro_batch else []
+        parts += ["checkpointing"] if self.checkpointing else []
+        return ", ".join([*parts, *([] if self.chunked_loss else ["all logits"])])
+
+
+TWIN = ("model.mlp_hidden_size=512",)
+GROUPS: dict[str, list[Case]] = {
+    "batch": [Case(sequences=n) for n in (1, 2, 4, 8, 16)] + [Case(sequences=8, micro_batch=2)],
+    "experts": [Case("dense_d256", 4, overrides=TWIN), *(Case(f"moe_d256_e{e}", 4) for e in (8, 16, 64))],
+    "length": [Case(sequences=4096 // length, length=length) for length in (128, 512, 2048)],
+    "savings": [Case(checkpointing=c, chunked_loss=not whole) for whole in (True, False) for c in (False, True)],
+}
+TITLES = {
+    "batch": "Against the batch",
+    "experts": "Against the number of experts (the dense model has the active parameters of two)",
+    "length": "Against the sequence length, 4,096 tokens a step",
+    "savings": "What activation checkpointing and the chunked loss save",
+}
+SHORT = [Case(sequences=2), Case("moe_d256_e64", 2), Case(sequences=8, checkpointing=True)]
+
+
+def resident(key: str) -> int:
+    """Bytes of this process: VmRSS, or VmHWM for its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def measure_here(case: Case) -> dict[str, int]:
+    """Take the steps of a case in this process; bytes, measured and by formula."""
+    from olmo.train import Trainer
+
+    from olmoe_parrots.accounting import ModelShape
+    from olmoe_parrots.memory import activation_bytes, state_bytes
+    from olmoe_parrots.train import preload
+
+    preload()
+    micro_batch = case.micro_batch or case.sequences
+    overrides = [f"device_train_microbatch_size={micro_batch}", *case.overrides]
+    if case.checkpointing:
+        overrides.append("activation_checkpointing=whole_layer")
+    with tempfile.TemporaryDirectory() as name:
+        vocabulary = next((int(o.split("=")[1]) for o in case.overrides if o.startswith("model.vocab_size=")), 32_000)
+        tokens = write_tokens(Path(name), 2 * STEPS * case.sequences * case.length, vocabulary)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before = resident("VmRSS")
+        trainer = build(case.config, tokens, Path(name) / "run", case.sequences, case.length, *overrides)
+        if not case.chunked_loss:
+            trainer.model_forward = lambda *args, **kwargs: Trainer.model_forward(trainer, *args, **kwargs)  # type: ignore[method-assign]
+        step = stepper(trainer)
+        for _ in range(STEPS):
+            step()
+        peak = resident("VmHWM") - before
+    shape = ModelShape.from_config(trainer.cfg.model)
+    options = {"checkpointing": case.checkpointing, "chunked_loss": case.chunked_loss}
+    activations = activation_bytes(shape, micro_batch, case.length, **options)
+    return {"peak": peak, "state": state_bytes(shape), "activations": activations}
+
+
+def measure(case: Case) -> dict[str, int]:
+    """:func:`measure_here` in a fresh process."""
+    command = [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(asdict(case))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ratios(found: dict[str, Any]) -> list[float]:
+    return [peak / (found["state"] + found["activations"]) for peak in found["peaks"]]
+
+
+def measure_all(cases: Sequence[Case], rounds: int) -> dict[Case, dict[str, Any]]:
+    """By case: the peaks, one a round, and both formulas, in bytes."""
+    formulas: dict[str, dict[str, int]] = {}
+
+    def peak(case: Case) -> float:
+        found = measure(case)
+        formulas[case.name] = {key: value for key, value in found.items() if key != "peak"}
+        return found["peak"]
+
+    peaks = ask_in_turns({case.name: lambda case=case: peak(case) for case in cases}, rounds, warm=False)  # type: ignore[misc]
+    return {case: {"peaks": peaks[case.name], **formulas[case.name]} for case in cases}
+
+
+def section(group: str, cases: Sequence[Case], found: dict[Case, dict[str, Any]]) -> str:
+    lines = [
+        f"## {TITLES.get(group, group.capitalize())}",
+        "",
+        "| | parameters x 16 | activations | peak | peak, of both |",
+    ]
+    lines.append("|---|---:|---:|---:|---:|")
+    for case in cases:
+        row = found[case]
+        columns = [f"{row[key] / MIB:,.0f}" for key in ("state", "activations")]
+        columns += [f"{statistics.median(row['peaks']) / MIB:,.0f}", spread(ratios(row))]
+        lines.append(f"| {case.name} | {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(found: dict[Case, dict[str, Any]]) -> str:
+    over = {case.name: statistics.median(ratios(row)) for case, row in found.items()}
+    missed = [f"{name} ({ratio:.2f})" for name, ratio in over.items() if ratio > GOAL]
+    told = f"not met by {'; '.join(missed)}" if missed else f"met by all; the largest is {max(over.values()):.2f}"
+    return f"Goal: at most {GOAL} of parameters x 16 bytes and activations: {told}.\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--short", action="store_true", help="three cases, of all questions one")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="of the report")
+    parser.add_argument("--case", help="measure this one here, and print it (JSON)")
+    parser.add_argument("groups", nargs="*", default=list(GROUPS), help=f"of {', '.join(GROUPS)} (all)")
+    options = parser.parse_args(argv)
+    if options.case:
+        fields = json.loads(options.case)
+        print(json.dumps(measure_here(Case(**{**fields, "overrides": tuple(fields["overrides"])}))))
+        return
+    groups = {"short": SHORT} if options.short else {group: GROUPS[group] for group in options.groups}
+    script = str(options.output / Path(__file__).name)
+    found = measure_all(list(dict.fromkeys(case for cases in groups.values() for case in cases)), options.rounds)
+    append_rows(
+        script, [{"case": case.name, **asdict(case), **row, "ratios": ratios(row)} for case, row in found.items()]
+    )
+    sections = [section(group, cases, found) for group, cases in groups.items()]
+    command = " ".join(["python benchmarks/memory.py", *(sys.argv[1:] if argv is None else argv)])
+    print(*sections, verdict(found), sep="\n")
+    print(write_report(script, command, "\n".join([HEAD + verdict(found), *sections])))
+
+
+HEAD = """# Memory of training steps on the CPU
+
+20 layers, d = 256, vocabulary 32,000, fp32; a case is named by config, sequences x tokens of a step, and options. In
+MiB. The peak is that of the resident set over three steps of the trainer, in a process of its own, less what was
+resident before the model was built; *activations* by the formula of `olmoe_parrots/memory.py`. Medians (smallest to
+largest).
+
+"""
+
+
+if __name__ == "__main__":
+    main()
