@@ -37,7 +37,7 @@ CONTENDERS = {
     "e64": ("MoE, E = 64", "moe_d256_e64", []),
     "dense": ("dense twin", "dense_d256", ["model.mlp_hidden_size=512"]),
 }
-UNPROFILED = 3
+UNPROFILED = 2
 """Steps of each model without the profiler, to tell what that costs."""
 TOP = 20
 
@@ -52,7 +52,7 @@ class Profiled:
         self.plain: list[float] = []
         self.seconds: list[float] = []
         self.parts: dict[str, dict[str, list[float]]] = {part: {"forward": [], "backward": []} for part in PARTS}
-        self.operations: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
+        self.operations: list[dict[str, list[float]]] = []
         self.trace: Any = None
 
     def measure(self, plain: bool) -> None:
@@ -71,9 +71,10 @@ class Profiled:
                 values.append(seconds.get((part, phase), 0.0))
         if self.on_device:  # the device waits for the rest of the time
             self.parts[ELSE]["forward"][-1] += max(0.0, self.seconds[-1] - sum(seconds.values()))
+        self.operations.append(defaultdict(lambda: [0.0, 0.0, 0]))
         for event in found.events:
             spent = event.self_device_time_total if self.on_device else event.self_cpu_time_total
-            operation = self.operations[event.name]
+            operation = self.operations[-1][event.name]
             operation[event.thread != found.step.thread] += spent / 1e6
             operation[2] += 1
 
@@ -139,10 +140,12 @@ def details(one: Profiled) -> str:
         "| operation | of the training thread, ms | of the experts' threads, ms | calls |",
         "|---|---:|---:|---:|",
     ]
-    steps = len(one.seconds)
-    for name, (main, others, calls) in sorted(one.operations.items(), key=lambda item: -sum(item[1][:2]))[:TOP]:
-        shown = f"| `{name}` | {1000 * main / steps:,.1f} | {1000 * others / steps:,.1f} | {calls / steps:,.0f} |"
-        lines.append(shown)
+    medians = {}
+    for name in {name for step in one.operations for name in step}:
+        each_step = zip(*(step[name] for step in one.operations), strict=True)
+        medians[name] = [statistics.median(values) for values in each_step]
+    for name, (main, others, calls) in sorted(medians.items(), key=lambda item: -sum(item[1][:2]))[:TOP]:
+        lines.append(f"| `{name}` | {1000 * main:,.1f} | {1000 * others:,.1f} | {calls:,.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -186,17 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     start_process_group()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         stack.callback(torch.distributed.destroy_process_group)
-        folder = Path(name)
-        tokens = np.random.default_rng(0).integers(0, VOCABULARY, 60 * TOKENS)
-        tokens.astype(np.uint16).tofile(folder / "tokens.npy")
-        found = []
-        for model in options.models:
-            title, config, overrides = CONTENDERS[model]
-            found.append(Profiled(title, our_step(folder, config, *overrides, *options.set)))
-            found[-1].step()  # the first step makes what later ones have
-        for number in tqdm(range(options.rounds), leave=False):
-            for one in found:
-                one.measure(plain=number < UNPROFILED)
+        found = measure(options, Path(name))
     if options.trace:
         for model, one in zip(options.models, found, strict=True):
             path = options.trace.with_stem(f"{options.trace.stem}_{model}")
@@ -210,6 +203,21 @@ def main(argv: list[str] | None = None) -> None:
     command = f"python benchmarks/profile_step.py {' '.join(sys.argv[1:] if argv is None else argv)}".strip()
     print(comparison(found))
     print(write_report(script, command, body))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> list[Profiled]:
+    """All models, their steps in turn."""
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 60 * TOKENS)
+    tokens.astype(np.uint16).tofile(folder / "tokens.npy")
+    found = []
+    for model in options.models:
+        title, config, overrides = CONTENDERS[model]
+        found.append(Profiled(title, our_step(folder, config, *overrides, *options.set)))
+        found[-1].step()  # the first step makes what later ones have
+    for number in tqdm(range(options.rounds), leave=False):
+        for one in found:
+            one.measure(plain=number < UNPROFILED)
+    return found
 
 
 if __name__ == "__main__":
