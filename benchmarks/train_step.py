@@ -19,15 +19,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rounds import Timing, append_rows, spread, take_turns, write_report
+from training import build, write_tokens
 
 SEQUENCE, SEQUENCES, VOCABULARY = 512, 8, 32_000
 TOKENS = SEQUENCE * SEQUENCES
 D, LAYERS, HEADS = 256, 20, 4
-REPOSITORY = Path(__file__).parent.parent
 
 
 def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = False) -> Callable[[], None]:
@@ -36,28 +35,12 @@ def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = Fals
     from olmo.train import Trainer
 
     from olmoe_parrots.allocator import keep_freed_memory
-    from olmoe_parrots.config import load_train_config
-    from olmoe_parrots.guards import FiniteGuard
-    from olmoe_parrots.optimizer import fuse_optimizer
-    from olmoe_parrots.train import _build_trainer
 
     run = Path(tempfile.mkdtemp(dir=folder))
-    options = [
-        *(f"save_folder={run}", f"data.paths=[{folder}/tokens.npy]", "evaluators=[]", "precision=fp32"),
-        *(f"global_train_batch_size={SEQUENCES}", f"device_train_microbatch_size={SEQUENCES}"),
-        *(f"model.max_sequence_length={SEQUENCE}", "model.init_device=cpu", "max_duration=1000"),
-        *("scheduler.t_warmup=1", f"data_folder={folder}", *overrides),
-    ]
-    cfg = load_train_config(str(REPOSITORY / "configs" / f"{config}.yaml"), options, validate_paths=False)
-    cfg.model.precision = cfg.precision
-    cfg.device_train_batch_size, cfg.device_train_grad_accum = SEQUENCES, 1
-    trainer = _build_trainer(cfg, torch.device("cpu"))
-    parameters = {id(parameter): name for name, parameter in trainer.dist_model.named_parameters()}
-    trainer._finite = FiniteGuard(trainer.optim, parameters, run, False)
+    trainer = build(config, folder / "tokens.npy", run, SEQUENCES, SEQUENCE, *overrides)
     if plain_olmo:
-        trainer.optim = build_optimizer(cfg, trainer.dist_model)
-    else:
-        fuse_optimizer(trainer.optim)
+        trainer.optim = build_optimizer(trainer.cfg, trainer.dist_model)
+        trainer.model_forward = lambda *args, **kwargs: Trainer.model_forward(trainer, *args, **kwargs)  # type: ignore[method-assign]
     batches = iter(trainer.train_loader)
 
     def step() -> None:
@@ -69,8 +52,6 @@ def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = Fals
             keep_freed_memory()
             trainer.train_step(next(batches))
 
-    if plain_olmo:
-        trainer.model_forward = lambda *args, **kwargs: Trainer.model_forward(trainer, *args, **kwargs)  # type: ignore[method-assign]
     return step
 
 
@@ -183,16 +164,10 @@ def main() -> None:
     parser.add_argument("--slow-rounds", type=int, default=3, help="of Mixtral's eager loop over 64 experts")
     parser.add_argument("groups", nargs="*", default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
     options = parser.parse_args()
-    from olmoe_parrots import olmo_compat
-    from olmoe_parrots.distributed import start_process_group
-
-    olmo_compat.apply()
-    start_process_group()
     sections: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokens = np.random.default_rng(0).integers(0, VOCABULARY, 60 * TOKENS)
-        tokens.astype(np.uint16).tofile(folder / "tokens.npy")
+        write_tokens(folder, 60 * TOKENS, VOCABULARY)
         for group in options.groups:
             slow = {"Mixtral, eager": options.slow_rounds} if group == "mixtral_e64" else {}
             found = take_turns(contenders(group, folder), options.rounds, slow)
