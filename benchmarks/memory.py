@@ -10,6 +10,7 @@ go to memory.jsonl beside this file, and the report to memory.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -42,6 +43,8 @@ class Case:
     """Sequences; None: of the whole step."""
     checkpointing: bool = False
     chunked_loss: bool = True
+    mapped: bool = False
+    """Whether glibc maps each tensor from 1 MiB on by itself, and returns it when it is freed."""
     overrides: tuple[str, ...] = ()
 
     @property
@@ -49,7 +52,8 @@ class Case:
         parts = [self.config, f"{self.sequences} x {self.length}", *self.overrides]
         parts += [f"micro-batches of {self.micro_batch}"] if self.micro_batch else []
         parts += ["checkpointing"] if self.checkpointing else []
-        return ", ".join([*parts, *([] if self.chunked_loss else ["all logits"])])
+        parts += [] if self.chunked_loss else ["all logits"]
+        return ", ".join([*parts, *(["mapped"] if self.mapped else [])])
 
 
 TWIN = ("model.mlp_hidden_size=512",)
@@ -58,12 +62,14 @@ GROUPS: dict[str, list[Case]] = {
     "experts": [Case("dense_d256", 4, overrides=TWIN), *(Case(f"moe_d256_e{e}", 4) for e in (8, 16, 64))],
     "length": [Case(sequences=4096 // length, length=length) for length in (128, 512, 2048)],
     "savings": [Case(checkpointing=c, chunked_loss=not whole) for whole in (True, False) for c in (False, True)],
+    "allocator": [Case(mapped=mapped) for mapped in (False, True)],
 }
 TITLES = {
     "batch": "Against the batch",
     "experts": "Against the number of experts (the dense model has the active parameters of two)",
     "length": "Against the sequence length, 4,096 tokens a step",
     "savings": "What activation checkpointing and the chunked loss save",
+    "allocator": "With each large tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=1048576)",
 }
 SHORT = [Case(sequences=2), Case("moe_d256_e64", 2), Case(sequences=8, checkpointing=True)]
 
@@ -94,7 +100,8 @@ def measure_here(case: Case) -> dict[str, int]:
         before = resident("VmRSS")
         trainer = build(case.config, tokens, Path(name) / "run", case.sequences, case.length, *overrides)
         if not case.chunked_loss:
-            trainer.model_forward = lambda *args, **kwargs: Trainer.model_forward(trainer, *args, **kwargs)  # type: ignore[method-assign]
+            forward = functools.partial(Trainer.model_forward, trainer)  # OLMo's own
+            trainer.model_forward = forward  # type: ignore[method-assign]
         step = stepper(trainer)
         for _ in range(STEPS):
             step()
@@ -108,7 +115,8 @@ def measure_here(case: Case) -> dict[str, int]:
 def measure(case: Case) -> dict[str, int]:
     """:func:`measure_here` in a fresh process."""
     command = [sys.executable, "-W", "ignore", __file__, "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
+    environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": f"{MIB}"} if case.mapped else {})}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -154,7 +162,7 @@ def verdict(found: dict[Case, dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--short", action="store_true", help="three cases, of all questions one")
+    parser.add_argument("--short", action="store_true", help="three cases, one a question")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="of the report")
     parser.add_argument("--case", help="measure this one here, and print it (JSON)")
     parser.add_argument("groups", nargs="*", default=list(GROUPS), help=f"of {', '.join(GROUPS)} (all)")
