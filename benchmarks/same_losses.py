@@ -106,9 +106,9 @@ def report_of(rows: list[Row], steps: int, threads: int) -> str:
     body = f"""# Losses before and after each change
 
 Four layers, d = 64, {VOCABULARY} words, {SEQUENCES} sequences of {SEQUENCE} tokens a step, {steps} steps from one seed,
-on {threads} CPU thread{"s" * (threads > 1)}; fp32 and bf16. `=`: cross-entropy, load-balancing loss, z-loss and gradient
-norm of all steps are equal to the last bit. Else: the largest relative difference of a loss, and of the gradient norm;
-the first step at which anything differs.
+on {threads} CPU thread{"s" * (threads > 1)}; fp32 and bf16. `=`: cross-entropy, load-balancing loss, z-loss and
+gradient norm of all steps are equal to the last bit. Else: the largest relative difference of a loss, and of the
+gradient norm; the first step at which anything differs.
 """
     for precision, limits in TOLERANCES.items():
         said = ", ".join(f"{name} {limit:.0e}" for name, limit in limits.items())
