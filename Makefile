@@ -41,10 +41,14 @@ $(VENV)-core/.installed: setup.py constraints-core.txt
 soak: $(INSTALLED)
 	$(BIN)/python tests/soak.py
 
-# Ratios to floors and to other libraries, on an idle machine; docs/performance.md.
+# Ratios to floors and to other libraries, on an idle machine; docs/performance.md. Reports go to runs/benchmarks.
 benchmark: install-core
-	$(VENV)-core/bin/python benchmarks/moe_layer.py --short
-	$(VENV)-core/bin/python benchmarks/train_step.py twins
+	mkdir -p runs/benchmarks
+	$(VENV)-core/bin/python benchmarks/moe_layer.py --short --output runs/benchmarks
+	$(VENV)-core/bin/python benchmarks/train_step.py --rounds 5 --slow-rounds 1 --output runs/benchmarks
+	$(VENV)-core/bin/python benchmarks/memory.py --short --rounds 1 --output runs/benchmarks
+	$(VENV)-core/bin/python benchmarks/scaling.py --short --output runs/benchmarks
+	$(VENV)-core/bin/python benchmarks/start_up.py --rounds 3 --output runs/benchmarks
 
 checks: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -197,7 +198,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--short", action="store_true", help="only the shapes that have goals")
     parser.add_argument("--experts", choices=("plain", "gated", "both"), default="both")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="of the report")
     options = parser.parse_args()
+    script = str(options.output / Path(__file__).name)
     cases = [case for case in CASES if case in GOALS or not options.short]
     kinds = {"plain": [False], "gated": [True], "both": [False, True]}[options.experts]
     if True in kinds and not has_transformers_5():
@@ -207,9 +210,9 @@ def main() -> None:
         for case in cases:
             rows.append(measure(case, gated, options.rounds))
             print(table(rows[-1:], gated)[-1], flush=True)
-            append_rows(__file__, rows[-1:])
+            append_rows(script, rows[-1:])
             command = f"python benchmarks/moe_layer.py {' '.join(sys.argv[1:])}".strip()
-            report = write_report(__file__, command, report_of(rows, options.rounds))
+            report = write_report(script, command, report_of(rows, options.rounds))
     print(report)
 
 

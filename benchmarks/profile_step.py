@@ -22,13 +22,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rounds import append_rows, spread, write_report
 from step_parts import ELSE, OUTPUT, PARTS, PRODUCTS, PROJECTIONS, SCORES, STEP, Attribution, marked
 from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 from train_step import SEQUENCE, SEQUENCES, TOKENS, VOCABULARY, our_step
+from training import write_tokens
 
 from olmoe_parrots.accounting import ModelShape
 
@@ -182,11 +182,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
-    from olmoe_parrots import olmo_compat
-    from olmoe_parrots.distributed import start_process_group
-
-    olmo_compat.apply()
-    start_process_group()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         stack.callback(torch.distributed.destroy_process_group)
         found = measure(options, Path(name))
@@ -207,8 +202,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Profiled]:
     """All models, their steps in turn."""
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 60 * TOKENS)
-    tokens.astype(np.uint16).tofile(folder / "tokens.npy")
+    write_tokens(folder, 60 * TOKENS, VOCABULARY)
     found = []
     for model in options.models:
         title, config, overrides = CONTENDERS[model]

@@ -67,14 +67,14 @@ def append_rows(script: str, rows: list[dict[str, Any]]) -> None:
         file.writelines(json.dumps({**about, **row}) + "\n" for row in rows)
 
 
-def write_report(script: str, command: str, body: str) -> Path:
+def write_report(script: str, command: str, body: str, precision: str = "fp32") -> Path:
     """Write the ``.md`` beside a script: `body`, below its title a line on commit, machine and command."""
     about = describe("cpu", 1)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     head, _, rest = body.partition("\n")
     commit = f"commit {about['commit']}{' with changes' * about['uncommitted_changes']}"
     threads = torch.get_num_threads()
-    line = f"{datetime.date.today()}, {commit}, {threads} CPU threads, fp32; {versions}. By `{command}`."
+    line = f"{datetime.date.today()}, {commit}, {threads} CPU threads, {precision}; {versions}. By `{command}`."
     report = Path(script).with_suffix(".md")
     report.write_text(f"{head}\n\n{line}\n{rest}", encoding="utf-8")
     return report

@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     body = report_of(rows, options.steps, options.threads)
     command = f"python benchmarks/same_losses.py {' '.join(sys.argv[1:] if argv is None else argv)}"
     print(body)
-    print(write_report(script, command, body))
+    print(write_report(script, command, body, "fp32 and bf16"))
     return 1 if any(row.too_large() for row in rows) else 0
 
 

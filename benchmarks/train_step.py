@@ -163,7 +163,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--slow-rounds", type=int, default=3, help="of Mixtral's eager loop over 64 experts")
     parser.add_argument("groups", nargs="*", default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="of the report")
     options = parser.parse_args()
+    script = str(options.output / Path(__file__).name)
     sections: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -175,11 +177,11 @@ def main() -> None:
             for name, timing in found.items():
                 row = {"group": group, "contender": name, "seconds": timing.seconds, "device": "cpu", "median": True}
                 row |= {"config": CONFIGS[name]} if name in CONFIGS else {}
-                append_rows(__file__, [{**row, "tokens_per_second_per_device": TOKENS / timing.median}])
+                append_rows(script, [{**row, "tokens_per_second_per_device": TOKENS / timing.median}])
             sections.append(section(group, found))
             print(sections[-1], flush=True)
             command = f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}".strip()
-            report = write_report(__file__, command, HEAD + "\n".join(sections))
+            report = write_report(script, command, HEAD + "\n".join(sections))
     print(report)
 
 
