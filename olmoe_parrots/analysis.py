@@ -6,14 +6,13 @@ it, as Spearman's rank correlation and as R² of a straight line. Capacities and
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, report_and_exit
+from .errors import ArgumentParser, InputError, report_and_exit
 from .results import Row, read_rows
 
 CAPACITY = "capacity"
@@ -181,7 +180,7 @@ def load_measures(paths: Iterable[Path]) -> list[Measure]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables; returns 0. Raises InputError for files without results."""
-    parser = argparse.ArgumentParser(prog="python -m olmoe_parrots.analysis", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m olmoe_parrots.analysis", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS.jsonl")
     options = parser.parse_args(arguments)
     print("\n".join(markdown(measure) for measure in load_measures(options.results)), end="")

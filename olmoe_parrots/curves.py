@@ -4,11 +4,10 @@ Left, the training loss of each run over its tokens, with its held-out loss as p
 experts, each expert's share of the tokens in each layer at its last logged step.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, report_and_exit
+from .errors import ArgumentParser, InputError, report_and_exit
 from .metrics import read_metrics, rows_by_step
 
 LOSS, HELD_OUT = "train/CrossEntropyLoss", "eval/validation/CrossEntropyLoss"
@@ -76,7 +75,7 @@ def _draw_loads(axes: Any, figure: Any, name: str, rows: list[dict[str, Any]]) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m olmoe_parrots.curves", description="Draw runs as they went.")
+    parser = ArgumentParser(prog="python -m olmoe_parrots.curves", description="Draw runs as they went.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder that a run was saved to")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a png, svg or pdf file")
     args = parser.parse_args(argv)

@@ -3,7 +3,6 @@
 carries the mark of ``docs/paper.md``: seed, derived or assumed.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounting import ModelShape
+from .errors import ArgumentParser
 
 LAYERS = 20  # seed
 DENSE_WIDTHS = (256, 512, 1024, 2048, 4096)  # seed
@@ -202,7 +202,7 @@ def print_table() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m olmoe_parrots.grid", description="The paper's grid of models.")
+    parser = ArgumentParser(prog="python -m olmoe_parrots.grid", description="The paper's grid of models.")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--json", action="store_true", help="print a list of objects instead of the table")
     choice.add_argument("--write", metavar="DIR", type=Path, help="write one config a model into DIR")

@@ -3,13 +3,12 @@
 What exists already is kept: a data set that is there is not built again, and a run goes on from its last checkpoint.
 """
 
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from .errors import report_and_exit
+from .errors import ArgumentParser, report_and_exit
 from .metrics import read_metrics, rows_by_step
 
 DATA = Path("data/quickstart")
@@ -49,7 +48,7 @@ def print_summary() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m olmoe_parrots.quickstart", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m olmoe_parrots.quickstart", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, help="training steps of each run, instead of the configs'")
     args = parser.parse_args(argv)
     started = time.monotonic()

@@ -3,7 +3,6 @@
 The config file is OLMo's, with OLMoE's ``moe_*`` fields; every option can be overridden on the command line.
 """
 
-import argparse
 import atexit
 import contextlib
 import gc
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import finish_removals, set_aside_later
-from .errors import report_and_exit
+from .errors import ArgumentParser, report_and_exit
 from .preflight import LOADED, check, config_error, read_config_text
 from .processes import held_folder
 from .stopping import REQUEUE, StopRequest
@@ -34,9 +33,10 @@ log = logging.getLogger("olmoe_parrots")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    usage = "python -m olmoe_parrots.train CONFIG [--key=value ...]"
+    usage = "%(prog)s CONFIG [--key=value ...]"
     epilog = "--key=value sets an option of the config, dotted when nested: --model.n_layers=4"
-    parser = argparse.ArgumentParser(usage=usage, description="Train one model.", epilog=epilog, allow_abbrev=False)
+    prog = "python -m olmoe_parrots.train"
+    parser = ArgumentParser(prog=prog, usage=usage, description="Train one model.", epilog=epilog, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/moe_d512_e16.yaml")
     args, rest = parser.parse_known_args(argv)
     overrides = read_config_text(args.config, rest)

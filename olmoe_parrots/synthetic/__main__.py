@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from olmoe_parrots.errors import InputError, report_and_exit
+from olmoe_parrots.errors import ArgumentParser, InputError, report_and_exit
 from olmoe_parrots.shards import Manifest
 from olmoe_parrots.synthetic.build import REPORT, build
 from olmoe_parrots.synthetic.graphs import LAWS
@@ -22,9 +22,9 @@ from olmoe_parrots.synthetic.shortest_path import ShortestPath
 from olmoe_parrots.synthetic.task import QUERIES, Task
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m olmoe_parrots.synthetic",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
