@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
+import functools
+import multiprocessing
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -62,8 +64,8 @@ def give_freed_memory_back() -> None:
     mallopt(-1, 64 << 20)
 
 
-def hugging_face_step(name: str, experts: int, implementation: str) -> Callable[[], None]:
-    """A step of transformers' Mixtral or OLMoE, the latter with its normalized queries and keys."""
+def hugging_face_steps(name: str, experts: int, implementations: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """Steps of transformers' Mixtral or OLMoE, one model by each of its implementations of the experts."""
     import transformers
 
     sizes = {"vocab_size": VOCABULARY, "hidden_size": D, "intermediate_size": D, "num_hidden_layers": LAYERS}
@@ -72,19 +74,19 @@ def hugging_face_step(name: str, experts: int, implementation: str) -> Callable[
     more = {"tie_word_embeddings": True, "output_router_logits": True, "use_cache": False, "num_experts_per_tok": 2}
     config = getattr(transformers, f"{name}Config")(**sizes, **more)
     torch.manual_seed(0)
-    model_class = getattr(transformers, f"{name}ForCausalLM")
-    model = model_class._from_config(config, experts_implementation=implementation).train()
+    model = getattr(transformers, f"{name}ForCausalLM")._from_config(config).train()
     optim = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     ids = torch.randint(0, VOCABULARY, (SEQUENCES, SEQUENCE))
 
-    def step() -> None:
+    def step(implementation: str) -> None:
         give_freed_memory_back()
+        model.set_experts_implementation(implementation)
         optim.zero_grad(set_to_none=True)
         model(input_ids=ids, labels=ids).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optim.step()
 
-    return step
+    return {f"{name}, {each}": functools.partial(step, each) for each in implementations}
 
 
 def products_alone() -> Callable[[], None]:
@@ -126,12 +128,20 @@ def contenders(group: str, folder: Path) -> dict[str, Callable[[], None]]:
             "dense twin, OLMo's own step": our_step(folder, "dense_d256", "model.mlp_hidden_size=512", plain_olmo=True),
         }
     experts = int(group.removeprefix("mixtral_e"))
-    found = {"ours": our_step(folder, f"moe_d256_e{experts}", *gated)}
-    for implementation in ("grouped_mm", "eager"):
-        found[f"Mixtral, {implementation}"] = hugging_face_step("Mixtral", experts, implementation)
-    found["OLMoE (HF), grouped_mm"] = hugging_face_step("Olmoe", experts, "grouped_mm")
-    found["products and attention alone"] = products_alone()
-    return found
+    return {
+        "ours": our_step(folder, f"moe_d256_e{experts}", *gated),
+        **hugging_face_steps("Mixtral", experts, ("grouped_mm", "eager")),
+        **hugging_face_steps("Olmoe", experts, ("grouped_mm",)),
+        "products and attention alone": products_alone(),
+    }
+
+
+def measure(group: str, rounds: int, slow_rounds: int) -> dict[str, Timing]:
+    """All contenders of a group."""
+    with tempfile.TemporaryDirectory() as name:
+        write_tokens(Path(name), 60 * TOKENS, VOCABULARY)
+        slow = {"Mixtral, eager": slow_rounds} if group == "mixtral_e64" else {}
+        return take_turns(contenders(group, Path(name)), rounds, slow)
 
 
 CONFIGS = {
@@ -167,21 +177,18 @@ def main() -> None:
     options = parser.parse_args()
     script = str(options.output / Path(__file__).name)
     sections: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_tokens(folder, 60 * TOKENS, VOCABULARY)
-        for group in options.groups:
-            slow = {"Mixtral, eager": options.slow_rounds} if group == "mixtral_e64" else {}
-            found = take_turns(contenders(group, folder), options.rounds, slow)
-            gc.collect()
-            for name, timing in found.items():
-                row = {"group": group, "contender": name, "seconds": timing.seconds, "device": "cpu", "median": True}
-                row |= {"config": CONFIGS[name]} if name in CONFIGS else {}
-                append_rows(script, [{**row, "tokens_per_second_per_device": TOKENS / timing.median}])
-            sections.append(section(group, found))
-            print(sections[-1], flush=True)
-            command = f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}".strip()
-            report = write_report(script, command, HEAD + "\n".join(sections))
+    for group in options.groups:
+        # a process each: the models of two groups do not fit into 24 GiB
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found = process.submit(measure, group, options.rounds, options.slow_rounds).result()
+        for name, timing in found.items():
+            row = {"group": group, "contender": name, "seconds": timing.seconds, "device": "cpu", "median": True}
+            row |= {"config": CONFIGS[name]} if name in CONFIGS else {}
+            append_rows(script, [{**row, "tokens_per_second_per_device": TOKENS / timing.median}])
+        sections.append(section(group, found))
+        print(sections[-1], flush=True)
+        command = f"python benchmarks/train_step.py {' '.join(sys.argv[1:])}".strip()
+        report = write_report(script, command, HEAD + "\n".join(sections))
     print(report)
 
 
