@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import statistics
 import time
@@ -40,15 +41,14 @@ def take_turns(contenders: Mapping[str, Callable[[], Any]], rounds: int, fewer: 
         rounds: how many count.
         fewer: for contenders that take too long, how many rounds they take part in.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in contenders.values():
+
+    def timed(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
         run()
-    for number in tqdm(range(rounds), leave=False):
-        for name, run in contenders.items():
-            if number < fewer.get(name, rounds):
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    asks = {name: functools.partial(timed, run) for name, run in contenders.items()}
+    seconds = ask_in_turns(asks, rounds, fewer=fewer)
     return {name: Timing(found) for name, found in seconds.items()}
 
 
@@ -80,18 +80,22 @@ def write_report(script: str, command: str, body: str, precision: str = "fp32") 
     return report
 
 
-def ask_in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int, warm: bool = True) -> dict:
+def ask_in_turns(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, warm: bool = True, fewer: Mapping[str, int] = {}
+) -> dict[str, list[float]]:
     """What contenders that measure themselves give: a list each, one value a round.
 
     Args:
         contenders: what gives a value, such as seconds or bytes, by name.
         rounds: how many count.
         warm: whether a round that does not count goes before them.
+        fewer: for contenders that take too long, how many rounds they take part in.
     """
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in tqdm(range(-1 if warm else 0, rounds), leave=False):
         for name, measure in contenders.items():
-            value = measure()
-            if number >= 0:
-                found[name].append(value)
+            if number < fewer.get(name, rounds):
+                value = measure()
+                if number >= 0:
+                    found[name].append(value)
     return found

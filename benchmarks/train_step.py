@@ -4,26 +4,28 @@
 
 20 layers, d = 256, vocabulary 32,000, sequences of 512 tokens, 4,096 tokens a step. Ours are steps of OLMo's trainer as
 `olmoe_parrots.train` builds it. Mixtral is of the same shape, and trained as transformers' own trainer does by default:
-fused AdamW, clipping at norm 1, gradients of the load-balancing loss. Ours keep freed memory, as the training command
-does, the others give it back, as their users' processes do. Contenders take turns. Rows go to train_step.jsonl beside
-this file, and the report to train_step.md. Mixtral and OLMoE need transformers 5, as in `.venv-core`.
+fused AdamW, clipping at norm 1, gradients of the load-balancing loss. Contenders take turns of two steps, of which the
+second counts, each in a process of its own: memory that one frees is nothing to the others, and the allocator is set
+for the trainer alone. Rows go to train_step.jsonl beside this file, and the report to train_step.md. Mixtral and OLMoE
+need transformers 5, as in `.venv-core`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import multiprocessing
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rounds import Timing, append_rows, spread, take_turns, write_report
+from rounds import Timing, append_rows, ask_in_turns, spread, write_report
 from training import build, write_tokens
 
 SEQUENCE, SEQUENCES, VOCABULARY = 512, 8, 32_000
@@ -31,12 +33,14 @@ TOKENS = SEQUENCE * SEQUENCES
 D, LAYERS, HEADS = 256, 20, 4
 
 
+Steps = dict[str, Callable[[], None]]
+"""By contender."""
+
+
 def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = False) -> Callable[[], None]:
     """A step of the trainer; with `plain_olmo` of OLMo's own model, loss and optimizer in it."""
     from olmo.optim import build_optimizer
     from olmo.train import Trainer
-
-    from olmoe_parrots.allocator import keep_freed_memory
 
     run = Path(tempfile.mkdtemp(dir=folder))
     trainer = build(config, folder / "tokens.npy", run, SEQUENCES, SEQUENCE, *overrides)
@@ -48,23 +52,18 @@ def our_step(folder: Path, config: str, *overrides: str, plain_olmo: bool = Fals
     def step() -> None:
         trainer.global_step += 1
         if plain_olmo:
-            give_freed_memory_back()
             Trainer.train_step(trainer, next(batches))
         else:
-            keep_freed_memory()
             trainer.train_step(next(batches))
 
     return step
 
 
-def give_freed_memory_back() -> None:
-    """What glibc comes to by itself (mallopt(3)) once a process has freed a block of 32 MiB."""
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(-3, 32 << 20)
-    mallopt(-1, 64 << 20)
+def our_steps(name: str, folder: Path, config: str, *overrides: str, plain_olmo: bool = False) -> Steps:
+    return {name: our_step(folder, config, *overrides, plain_olmo=plain_olmo)}
 
 
-def hugging_face_steps(name: str, experts: int, implementations: Sequence[str]) -> dict[str, Callable[[], None]]:
+def hugging_face_steps(name: str, experts: int, implementations: Sequence[str]) -> Steps:
     """Steps of transformers' Mixtral or OLMoE, one model by each of its implementations of the experts."""
     import transformers
 
@@ -79,7 +78,6 @@ def hugging_face_steps(name: str, experts: int, implementations: Sequence[str]) 
     ids = torch.randint(0, VOCABULARY, (SEQUENCES, SEQUENCE))
 
     def step(implementation: str) -> None:
-        give_freed_memory_back()
         model.set_experts_implementation(implementation)
         optim.zero_grad(set_to_none=True)
         model(input_ids=ids, labels=ids).loss.backward()
@@ -89,7 +87,7 @@ def hugging_face_steps(name: str, experts: int, implementations: Sequence[str]) 
     return {f"{name}, {each}": functools.partial(step, each) for each in implementations}
 
 
-def products_alone() -> Callable[[], None]:
+def products_alone() -> Steps:
     """What no gated MoE step of this shape does without: each product of its active FLOPs as one dense `torch.mm`,
     forward and both gradients, and torch's attention."""
     shapes = [(TOKENS, D, 3 * D), (TOKENS, D, D), (2 * TOKENS, D, 2 * D), (2 * TOKENS, D, D)] * LAYERS
@@ -115,35 +113,61 @@ def products_alone() -> Callable[[], None]:
             attention = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             torch.autograd.grad(attention, (q, k, v), grad)
 
-    return step
+    return {"products and attention alone": step}
 
 
-def contenders(group: str, folder: Path) -> dict[str, Callable[[], None]]:
-    gated = ("model.activation_type=swiglu", "model.mlp_hidden_size=512")
+def makers(group: str, folder: Path) -> list[Callable[[], Steps]]:
+    """What makes the contenders of a group, each in a process of its own."""
     if group == "twins":
         # of the MoE's active parameters: a dense feed-forward network of two experts' width
-        return {
-            **{name: our_step(folder, config) for name, config in CONFIGS.items()},
-            "dense twin": our_step(folder, "dense_d256", "model.mlp_hidden_size=512"),
-            "dense twin, OLMo's own step": our_step(folder, "dense_d256", "model.mlp_hidden_size=512", plain_olmo=True),
-        }
+        return [
+            *(functools.partial(our_steps, name, folder, config) for name, config in CONFIGS.items()),
+            functools.partial(our_steps, "dense twin", folder, "dense_d256", TWIN),
+            functools.partial(our_steps, "dense twin, OLMo's own step", folder, "dense_d256", TWIN, plain_olmo=True),
+        ]
     experts = int(group.removeprefix("mixtral_e"))
-    return {
-        "ours": our_step(folder, f"moe_d256_e{experts}", *gated),
-        **hugging_face_steps("Mixtral", experts, ("grouped_mm", "eager")),
-        **hugging_face_steps("Olmoe", experts, ("grouped_mm",)),
-        "products and attention alone": products_alone(),
-    }
+    found: list[Callable[[], Steps]] = [
+        functools.partial(our_steps, "ours", folder, f"moe_d256_e{experts}", *GATED),
+        functools.partial(hugging_face_steps, "Mixtral", experts, ("grouped_mm", "eager")),
+        products_alone,
+    ]
+    if experts < 64:  # another model of that size does not fit into 24 GiB beside the two
+        found.insert(2, functools.partial(hugging_face_steps, "Olmoe", experts, ("grouped_mm",)))
+    return found
+
+
+_steps: Steps = {}
+"""Of this process."""
+
+
+def _begin(make: Callable[[], Steps]) -> list[str]:
+    _steps.update(make())
+    return list(_steps)
+
+
+def _timed(name: str) -> float:
+    """Seconds of a step that follows another: memory that lay idle for the others' turns is slow to come back."""
+    _steps[name]()
+    start = time.perf_counter()
+    _steps[name]()
+    return time.perf_counter() - start
 
 
 def measure(group: str, rounds: int, slow_rounds: int) -> dict[str, Timing]:
     """All contenders of a group."""
-    with tempfile.TemporaryDirectory() as name:
-        write_tokens(Path(name), 60 * TOKENS, VOCABULARY)
+    asks: dict[str, Callable[[], float]] = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        write_tokens(Path(folder), 60 * TOKENS, VOCABULARY)
+        for make in makers(group, Path(folder)):
+            process = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+            for name in process.submit(_begin, make).result():
+                asks[name] = lambda process=process, name=name: process.submit(_timed, name).result()
         slow = {"Mixtral, eager": slow_rounds} if group == "mixtral_e64" else {}
-        return take_turns(contenders(group, Path(name)), rounds, slow)
+        return {name: Timing(seconds) for name, seconds in ask_in_turns(asks, rounds, fewer=slow).items()}
 
 
+TWIN = "model.mlp_hidden_size=512"
+GATED = ("model.activation_type=swiglu", TWIN)
 CONFIGS = {
     "MoE, E = 8": "moe_d256_e8",
     "MoE, E = 16": "moe_d256_e16",
@@ -178,9 +202,7 @@ def main() -> None:
     script = str(options.output / Path(__file__).name)
     sections: list[str] = []
     for group in options.groups:
-        # a process each: the models of two groups do not fit into 24 GiB
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            found = process.submit(measure, group, options.rounds, options.slow_rounds).result()
+        found = measure(group, options.rounds, options.slow_rounds)
         for name, timing in found.items():
             row = {"group": group, "contender": name, "seconds": timing.seconds, "device": "cpu", "median": True}
             row |= {"config": CONFIGS[name]} if name in CONFIGS else {}
@@ -195,7 +217,8 @@ def main() -> None:
 HEAD = f"""# Training steps on the CPU
 
 Forward, backward, clipping and AdamW of 20 layers, d = 256, vocabulary 32,000, {SEQUENCES} sequences of {SEQUENCE}
-tokens. Medians (smallest to largest) over rounds in which the contenders take turns; ratios are those within a round.
+tokens. Medians (smallest to largest) over rounds in which the contenders take turns of two steps, of which the second
+counts; ratios are those within a round.
 
 """
 

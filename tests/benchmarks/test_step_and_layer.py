@@ -36,7 +36,8 @@ def test_the_products_of_a_step_are_those_of_a_gated_moe(monkeypatch: pytest.Mon
     sizes = {"TOKENS": 1024, "SEQUENCES": 2, "D": 32, "LAYERS": 2, "HEADS": 2, "VOCABULARY": 100}
     for name, size in sizes.items():
         monkeypatch.setattr(train_step, name, size)
-    found = _flops(train_step.products_alone())
+    (step,) = train_step.products_alone().values()
+    found = _flops(step)
     shape = ModelShape(d_model=32, n_layers=2, n_heads=2, hidden_size=32, vocab_size=100, sequence_length=512,
                        num_experts=16, top_k=2, gated=True)  # fmt: skip
     layer = shape.attention_params() + 2 * 3 * 32 * 32
