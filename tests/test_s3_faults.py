@@ -199,8 +199,8 @@ def test_a_server_that_is_gone_while_a_run_reads_its_data(
     world: World, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     few_tries(monkeypatch)
-    # the place in the file of a sequence of step 3
-    place = yaml.safe_load((world.folder / "data-indices" / "rank0.tsv").read_text().splitlines()[2].split("\t")[4])
+    # the place in the file of a sequence of step 4
+    place = yaml.safe_load((world.folder / "data-indices" / "rank0.tsv").read_text().splitlines()[3].split("\t")[4])
     config = world.config(tmp_path, f"{world.bucket}/data")
     begin(proxy, LASTING[kind], f"bytes={32 * place}-{32 * place + 31}")
     start = time.monotonic()
@@ -209,7 +209,8 @@ def test_a_server_that_is_gone_while_a_run_reads_its_data(
     assert time.monotonic() - start < BOUND
     assert "; check the network and AWS_ENDPOINT_URL, then run" in str(told.value) and "\n" not in str(told.value)
     assert isinstance(told.value, RunError)
-    assert losses_of(tmp_path / "run") == losses_of(world.folder)[:2]
+    # data is asked for ahead: what step 3 needs may be on its way then
+    assert losses_of(tmp_path / "run") in (losses_of(world.folder)[:2], losses_of(world.folder)[:3])
     assert [checkpoint.step for checkpoint in checkpoints_in(tmp_path / "run")] == [2]
     assert checkpoint_at(tmp_path / "run" / "step2")
     proxy.heal()

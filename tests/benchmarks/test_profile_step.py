@@ -43,8 +43,7 @@ def test_what_only_one_model_or_one_pass_has_is_found_there_alone(output: Path) 
         parts = {part: {phase: value for phase, (value,) in phases.items()} for part, phases in row["parts"].items()}
         assert (parts[ROUTER]["forward"] > 0) == (parts[ROUTER]["backward"] > 0) == name.startswith("MoE")
         for part in (PRODUCTS, PROJECTIONS, SCORES, ROTARY, NORMS):
-            assert 0 < parts[part]["forward"] < parts[part]["backward"] * 10, (name, part)
-            assert parts[part]["backward"] > 0, (name, part)
+            assert min(parts[part].values()) > 0, (name, part)
         for part in (ADAMW, CLIPPING):
             assert parts[part]["forward"] > 0 == parts[part]["backward"]
         assert parts[OUTPUT]["forward"] > parts[ELSE]["forward"]  # 32,000 words beside two narrow layers
@@ -107,7 +106,9 @@ def test_ranges_take_the_time_of_what_they_are_around_and_go_when_the_context_en
 
     with step_parts.marked(trainer):
         assert optim.step is not before["step"]
+        start = time.perf_counter()
         seconds = attribution_of(step).seconds()
     assert vars(optim) == before
     for part, slept in ((ADAMW, 0.05), (CLIPPING, 0.02), (OUTPUT, 0.01)):
-        assert slept <= seconds[Share(part, "forward")] < slept + 0.04
+        assert seconds[Share(part, "forward")] >= slept
+    assert sum(seconds.values()) < time.perf_counter() - start  # none is counted twice

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,8 @@ def test_a_row_of_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (row,) = [json.loads(line) for line in (tmp_path / "scaling.jsonl").read_text().splitlines()]
     assert row["exponent_of_flops"] == pytest.approx(1)
     assert [len(seconds) for seconds in row["seconds"]] == [2, 2]
-    assert 0 < row["exponent"] < 2  # 32 times the tokens: neither as fast nor a thousand times slower
+    times = [statistics.median(seconds) for seconds in row["seconds"]]
+    assert row["exponent"] == pytest.approx(math.log(times[1] / times[0]) / math.log(2048 / 64))
     assert "| tokens | 64, 2,048 |" in (tmp_path / "scaling.md").read_text()
 
 
