@@ -5,9 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ModelConfig
-
-CHUNK = 512
-"""Positions whose logits are there at a time, as measured in docs/performance.md."""
+from .memory import LOSS_CHUNK
 
 
 def pays_to_chunk(model: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
@@ -23,5 +21,5 @@ def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor
 
     torch's own, which computes the gradients of a chunk of positions as soon as it has their logits.
     """
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, acc_policy="compact")
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_CHUNK, acc_policy="compact")
     return F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction="sum", ignore_index=-100, options=options)

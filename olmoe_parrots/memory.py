@@ -11,7 +11,7 @@ from .accounting import ADAM_MOMENTS, FP32_BYTES, ModelShape
 
 INDEX_BYTES = 8
 LOSS_CHUNK = 512
-"""Positions whose logits are there at a time, as in loss.py."""
+"""Positions whose logits loss.py has at a time."""
 
 
 def state_bytes(shape: ModelShape) -> int:

@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from test_model import make_model
 
 from olmoe_parrots.config import ModelConfig
-from olmoe_parrots.loss import CHUNK, chunked_cross_entropy, pays_to_chunk
+from olmoe_parrots.loss import chunked_cross_entropy, pays_to_chunk
+from olmoe_parrots.memory import LOSS_CHUNK
 
 
 def test_it_is_the_cross_entropy_of_the_logits() -> None:
     torch.manual_seed(0)
-    hidden = torch.randn(2 * CHUNK + 7, 16, dtype=torch.float32, requires_grad=True)
+    hidden = torch.randn(2 * LOSS_CHUNK + 7, 16, dtype=torch.float32, requires_grad=True)
     weight = torch.randn(300, 16, requires_grad=True)
     labels = torch.randint(0, 300, (len(hidden),))
     labels[::5] = -100

@@ -11,7 +11,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from olmoe_parrots.accounting import ModelShape
 from olmoe_parrots.config import ModelConfig
-from olmoe_parrots.loss import CHUNK
 from olmoe_parrots.memory import LOSS_CHUNK, activation_bytes, layer_bytes, state_bytes
 from olmoe_parrots.model import ParrotsOLMo, build_model
 
@@ -60,7 +59,7 @@ def kept_for_backward(model: ParrotsOLMo, ids: Tensor, labels: Tensor) -> int:
 
 
 def logits_of_a_chunk(shape: ModelShape) -> int:
-    return 4 * min(CHUNK, SEQUENCES * (LENGTH - 1)) * shape.vocab_size
+    return 4 * min(LOSS_CHUNK, SEQUENCES * (LENGTH - 1)) * shape.vocab_size
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
@@ -105,7 +104,6 @@ def test_logits_of_the_loss() -> None:
     chunked, whole = (activation_bytes(shape, SEQUENCES, LENGTH, chunked_loss=chunked) for chunked in (True, False))
     labels = SEQUENCES * (LENGTH - 1)
     assert whole - chunked == 4 * 128 * (SEQUENCES * LENGTH + 2 * labels - labels) - 4 * labels * 32
-    assert LOSS_CHUNK == CHUNK
 
 
 def test_state_is_sixteen_bytes_a_parameter() -> None:
