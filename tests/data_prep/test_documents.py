@@ -134,6 +134,7 @@ if __name__ == "__main__":
             list(workers.map(abs, [("a", -1)]))
     except InputError as error:
         print(error)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it has ended, a new pool would ask it for processes
     with Workers(2) as workers:
         print(list(workers.map(abs, [("a", -1)])))
 """
