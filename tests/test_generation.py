@@ -29,7 +29,7 @@ class Recorder(nn.Module):
         return output
 
 
-def prompts_of(name: str, count: int = 200) -> Tensor:
+def prompts_of(name: str, count: int = 80) -> Tensor:
     queries, _ = TASKS[name].test_queries(count, count, 5)
     return torch.from_numpy(queries.prompts_QT.astype(np.int64))
 
@@ -54,7 +54,7 @@ def test_the_cache_changes_nothing(kind: str, name: str) -> None:
     model = make_model(kind, task)
     recorder = Recorder(model)
     decoded_BT = decode_greedily(recorder, prompts_BT, task.answer_length, eos_token_id=EOS, pad_token_id=PAD)
-    assert decoded_BT.shape == (200, task.answer_length)
+    assert decoded_BT.shape == (80, task.answer_length)
     # with a cache: the prompt once, then a token at a time
     lengths = [inputs.shape[1] for inputs in recorder.inputs]
     assert lengths == [prompts_BT.shape[1], *[1] * (len(lengths) - 1)]
@@ -65,9 +65,9 @@ def test_the_cache_changes_nothing(kind: str, name: str) -> None:
         for step, wanted_V in enumerate(logits):
             torch.testing.assert_close(recorder.logits[step][number], wanted_V, rtol=1e-5, atol=1e-5)
         ended += EOS in expected
-    assert len({tuple(row) for row in decoded_BT.tolist()}) > 50, "the prompts are told apart"
+    assert len({tuple(row) for row in decoded_BT.tolist()}) > 40, "the prompts are told apart"
     if name == "shortest_path":
-        assert 0 < ended < 200, "some end early, some do not"
+        assert 0 < ended < 80, "some end early, some do not"
 
 
 def test_it_stops_when_all_sequences_have_ended() -> None:
