@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from olmoe_parrots.provenance import describe
+
+K, V = TypeVar("K"), TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,17 @@ def write_report(script: str, command: str, body: str, precision: str = "fp32") 
 
 
 def ask_in_turns(
-    contenders: Mapping[str, Callable[[], float]], rounds: int, warm: bool = True, fewer: Mapping[str, int] = {}
-) -> dict[str, list[float]]:
+    contenders: Mapping[K, Callable[[], V]], rounds: int, warm: bool = True, fewer: Mapping[K, int] = {}
+) -> dict[K, list[V]]:
     """What contenders that measure themselves give: a list each, one value a round.
 
     Args:
-        contenders: what gives a value, such as seconds or bytes, by name.
+        contenders: what gives a value, such as seconds or bytes, by name or another key.
         rounds: how many count.
         warm: whether a round that does not count goes before them.
         fewer: for contenders that take too long, how many rounds they take part in.
     """
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    found: dict[K, list[V]] = {name: [] for name in contenders}
     for number in tqdm(range(-1 if warm else 0, rounds), leave=False):
         for name, measure in contenders.items():
             if number < fewer.get(name, rounds):

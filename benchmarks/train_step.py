@@ -145,15 +145,16 @@ def _begin(make: Callable[[], Steps]) -> list[str]:
     return list(_steps)
 
 
-def _timed(name: str) -> float:
-    """Seconds of a step that follows another: memory that lay idle for the others' turns is slow to come back."""
-    _steps[name]()
+def _timed(name: str, warm_up: int) -> float:
+    """Seconds of a step that follows others: memory that lay idle for the others' turns is slow to come back."""
+    for _ in range(warm_up):
+        _steps[name]()
     start = time.perf_counter()
     _steps[name]()
     return time.perf_counter() - start
 
 
-def measure(group: str, rounds: int, slow_rounds: int) -> dict[str, Timing]:
+def measure(group: str, rounds: int, slow_rounds: int, warm_up: int) -> dict[str, Timing]:
     """All contenders of a group."""
     asks: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -161,7 +162,7 @@ def measure(group: str, rounds: int, slow_rounds: int) -> dict[str, Timing]:
         for make in makers(group, Path(folder)):
             process = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
             for name in process.submit(_begin, make).result():
-                asks[name] = lambda process=process, name=name: process.submit(_timed, name).result()
+                asks[name] = lambda process=process, name=name: process.submit(_timed, name, warm_up).result()
         slow = {"Mixtral, eager": slow_rounds} if group == "mixtral_e64" else {}
         return {name: Timing(seconds) for name, seconds in ask_in_turns(asks, rounds, fewer=slow).items()}
 
@@ -196,13 +197,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--slow-rounds", type=int, default=3, help="of Mixtral's eager loop over 64 experts")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps of each turn before the one that counts")
     parser.add_argument("groups", nargs="*", default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, metavar="DIR", help="of the report")
     options = parser.parse_args()
     script = str(options.output / Path(__file__).name)
     sections: list[str] = []
     for group in options.groups:
-        found = measure(group, options.rounds, options.slow_rounds)
+        found = measure(group, options.rounds, options.slow_rounds, options.warm_up)
         for name, timing in found.items():
             row = {"group": group, "contender": name, "seconds": timing.seconds, "device": "cpu", "median": True}
             row |= {"config": CONFIGS[name]} if name in CONFIGS else {}
