@@ -4,7 +4,7 @@
 
 Each case takes steps in a process of its own: the peak of its resident set (VmHWM), less what was resident after all
 imports, before the model was built. Beside it 16 bytes a parameter and the activations of `olmoe_parrots.memory`. Other
-allocators' cases have the time of the last step too; jemalloc's is there where that library is installed. Rows go to
+allocators' cases have a step's time too; jemalloc's is there where that library is installed. Rows go to
 memory.jsonl beside this file, and the report to memory.md.
 """
 
@@ -31,8 +31,8 @@ from training import build, stepper, write_tokens
 
 MIB = 1 << 20
 GOAL = 1.1
-STEPS = 3
-"""The optimizer's moments are there from the second on."""
+STEPS, MANY_STEPS = 3, 10
+"""The optimizer's moments are there from the second on. glibc's heap grows for many more."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Case:
     chunked_loss: bool = True
     allocator: str = ""
     """One of `ALLOCATORS`; as the training command sets glibc's, if none."""
+    steps: int = STEPS
     overrides: tuple[str, ...] = ()
 
     @property
@@ -57,6 +58,7 @@ class Case:
         parts += [f"micro-batches of {self.micro_batch}"] if self.micro_batch else []
         parts += ["checkpointing"] if self.checkpointing else []
         parts += [] if self.chunked_loss else ["all logits"]
+        parts += [f"{self.steps} steps"] if self.steps != STEPS else []
         return ", ".join([*parts, *([self.allocator] if self.allocator else [])])
 
 
@@ -72,7 +74,9 @@ GROUPS: dict[str, list[Case]] = {
     "experts": [Case("dense_d256", 4, overrides=TWIN), *(Case(f"moe_d256_e{e}", 4) for e in (8, 16, 64))],
     "length": [Case(sequences=4096 // length, length=length) for length in (128, 512, 2048)],
     "savings": [Case(checkpointing=c, chunked_loss=not whole) for whole in (True, False) for c in (False, True)],
-    "allocator": [Case(checkpointing=c, allocator=name) for c in (False, True) for name in ("", *ALLOCATORS)],
+    "allocator": [
+        Case(checkpointing=c, allocator=name, steps=MANY_STEPS) for c in (False, True) for name in ("", *ALLOCATORS)
+    ],
 }
 TITLES = {
     "batch": "Against the batch",
@@ -95,7 +99,7 @@ def resident(key: str) -> int:
 
 
 def measure_here(case: Case) -> dict[str, float]:
-    """Take the steps of a case in this process; bytes, measured and by formula, and the last step's seconds."""
+    """Take the steps of a case in this process; bytes, measured and by formula, and the later steps' median of seconds."""
     from olmo.train import Trainer
 
     from olmoe_parrots.accounting import ModelShape
@@ -109,7 +113,7 @@ def measure_here(case: Case) -> dict[str, float]:
         overrides.append("activation_checkpointing=whole_layer")
     with tempfile.TemporaryDirectory() as name:
         vocabulary = next((int(o.split("=")[1]) for o in case.overrides if o.startswith("model.vocab_size=")), 32_000)
-        tokens = write_tokens(Path(name), 2 * STEPS * case.sequences * case.length, vocabulary)
+        tokens = write_tokens(Path(name), 2 * case.steps * case.sequences * case.length, vocabulary)
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
         before = resident("VmRSS")
         trainer = build(case.config, tokens, Path(name) / "run", case.sequences, case.length, *overrides)
@@ -117,15 +121,21 @@ def measure_here(case: Case) -> dict[str, float]:
             forward = functools.partial(Trainer.model_forward, trainer)  # OLMo's own
             trainer.model_forward = forward  # type: ignore[method-assign]
         step = stepper(trainer)
-        for _ in range(STEPS):
+        seconds: list[float] = []
+        for _ in range(case.steps):
             start = time.perf_counter()
             step()
-        seconds = time.perf_counter() - start
+            seconds.append(time.perf_counter() - start)
         peak = resident("VmHWM") - before
     shape = ModelShape.from_config(trainer.cfg.model)
     options = {"checkpointing": case.checkpointing, "chunked_loss": case.chunked_loss}
     activations = activation_bytes(shape, micro_batch, case.length, **options)
-    return {"peak": peak, "seconds": seconds, "state": state_bytes(shape), "activations": activations}
+    return {
+        "peak": peak,
+        "seconds": statistics.median(seconds[2:]),
+        "state": state_bytes(shape),
+        "activations": activations,
+    }
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -141,7 +151,7 @@ def ratios(found: dict[str, Any]) -> list[float]:
 
 
 def measure_all(cases: Sequence[Case], rounds: int) -> dict[Case, dict[str, Any]]:
-    """By case: the peaks in bytes and the last steps' seconds, one a round, and both formulas, in bytes."""
+    """By case: the peaks in bytes and the steps' seconds, one a round, and both formulas, in bytes."""
     asks = {case: functools.partial(measure, case) for case in cases}
     found = ask_in_turns(asks, rounds, warm=False)
     return {
@@ -200,10 +210,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(write_report(script, command, "\n".join([HEAD + verdict(found), *sections])))
 
 
-HEAD = """# Memory of training steps on the CPU
+HEAD = f"""# Memory of training steps on the CPU
 
 20 layers, d = 256, vocabulary 32,000, fp32; a case is named by config, sequences x tokens of a step, and options. In
-MiB. The peak is that of the resident set over three steps of the trainer, in a process of its own, less what was
+MiB. The peak is that of the resident set over {STEPS} steps of the trainer, if no other number is named, in a process of its own, less what was
 resident before the model was built; *activations* by the formula of `olmoe_parrots/memory.py`. Medians (smallest to
 largest).
 
