@@ -99,7 +99,7 @@ def resident(key: str) -> int:
 
 
 def measure_here(case: Case) -> dict[str, float]:
-    """Take the steps of a case in this process; bytes, measured and by formula, and the later steps' median of seconds."""
+    """Take the steps of a case in this process; bytes, measured and by formula; seconds of a later step, the median."""
     from olmo.train import Trainer
 
     from olmoe_parrots.accounting import ModelShape
@@ -213,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 HEAD = f"""# Memory of training steps on the CPU
 
 20 layers, d = 256, vocabulary 32,000, fp32; a case is named by config, sequences x tokens of a step, and options. In
-MiB. The peak is that of the resident set over {STEPS} steps of the trainer, if no other number is named, in a process of its own, less what was
-resident before the model was built; *activations* by the formula of `olmoe_parrots/memory.py`. Medians (smallest to
-largest).
+MiB. The peak is that of the resident set over {STEPS} steps of the trainer (or as many as a case names), in a process
+of its own, less what was resident before the model was built; *activations* by the formula of
+`olmoe_parrots/memory.py`. Medians (smallest to largest).
 
 """
 
