@@ -236,13 +236,16 @@ def boundaries_path(shard: str) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: beside it first, flushed to disk, then renamed."""
+    """Write `content` to `path`: beside it first, flushed to disk, then renamed; nothing stays beside it on a failure."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataset_maker import EOS, PAD, VOCABULARY, edit_manifest, flip_a_bit, write
 
 from olmoe_parrots.errors import InputError
 from olmoe_parrots.shard_checks import check_training_shards, find_manifest
-from olmoe_parrots.shards import Manifest, describe_report, describe_shard, smallest_dtype
+from olmoe_parrots.shards import Manifest, describe_report, describe_shard, smallest_dtype, write_atomically
 
 CONFIG = {
     "vocab_size": VOCABULARY,
@@ -265,6 +266,18 @@ def test_an_unsound_manifest_is_refused(dataset: Path, edit, said: str) -> None:
 
 def test_dtype_is_the_smallest_that_holds_every_id() -> None:
     assert [smallest_dtype(n) for n in (32_000, 65_536, 65_537)] == ["uint16", "uint16", "uint32"]
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:
+    file, limit = tmp_path / "manifest.json", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_atomically(file, b"whole")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_atomically(file, b"x" * 1001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert file.read_bytes() == b"whole" and os.listdir(tmp_path) == [file.name]
 
 
 @pytest.mark.parametrize(
