@@ -9,6 +9,8 @@ INSTALLED := $(VENV)/.installed
 MEGABLOCKS := $(VENV)/.megablocks
 CORE_TESTS := tests/evaluation/test_pretrained.py tests/test_accounting.py tests/test_preflight.py tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
+# tests at once share the cores: threads of each that wait for one another in turn made a test take up to 20 times as long
+ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: benchmark quickstart test test-core test-cluster test-fast soak checks install install-core megablocks format clean
 
@@ -16,7 +18,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python -m olmoe_parrots.quickstart $(if $(STEPS),--steps $(STEPS))
 
 test: $(INSTALLED) $(MEGABLOCKS)
-	$(PYTEST) -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
+	$(ONE_THREAD) $(PYTEST) -m "not cluster" -n 3 --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out for its length: further grids of runs, on a real Slurm (which it installs where it may) and without.
 test-cluster: $(INSTALLED)
@@ -27,7 +29,7 @@ test-fast: $(INSTALLED)
 
 # The core without dolma, hence with current transformers, in an environment of its own.
 test-core: $(VENV)-core/.installed
-	$(VENV)-core/bin/python -m pytest -n 2 --dist loadfile $(CORE_TESTS)
+	$(ONE_THREAD) $(VENV)-core/bin/python -m pytest -n 2 --dist loadfile $(CORE_TESTS)
 
 install-core: $(VENV)-core/.installed
 
