@@ -236,7 +236,7 @@ def boundaries_path(shard: str) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: beside it first, flushed to disk, then renamed; nothing stays beside it on a failure."""
+    """Write `content` to `path`: beside it first, flushed, then renamed; a failure leaves nothing beside it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with beside.open("wb") as file:
