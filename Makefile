@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MEGABLOCKS := $(VENV)/.megablocks
 CORE_TESTS := tests/evaluation/test_pretrained.py tests/test_accounting.py tests/test_preflight.py tests/test_checkpoint.py tests/test_metrics.py tests/test_olmo_compat.py tests/test_core_world.py
 PYTEST := $(BIN)/python -m pytest
-# tests at once share the cores: threads of each that wait for one another in turn made a test take up to 20 times as long
+# tests at once share the cores: with several threads in each, most of the time would go into waiting for one another
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: benchmark quickstart test test-core test-cluster test-fast soak checks install install-core megablocks format clean
