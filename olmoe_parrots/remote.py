@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoe_parrots.errors import InputError
+from olmoe_parrots.remote_answers import require_whole_answers
 from olmoe_parrots.remote_errors import timeout, told, torn, without_secrets
 
 SCHEME = "s3://"
@@ -243,6 +244,7 @@ def _client_of(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
         retries["total_max_attempts"] = 5
     waits = {"connect_timeout": min(10.0, timeout()), "read_timeout": timeout()}
     config = Config(retries=retries, max_pool_connections=32, **waits)
+    require_whole_answers()
     try:
         return boto3.Session(profile_name=os.environ.get("S3_PROFILE")).client("s3", config=config)
     except (BotoCoreError, ValueError) as error:  # no such profile, a setting or an endpoint that is none

@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -31,6 +31,8 @@ class Fault:
     """Bytes of answers that pass on a connection before it is cut."""
     upwards: bool = False
     """The bytes are those of requests."""
+    closes: bool = False
+    """A cut connection is closed in order, as by a server that ends, instead of reset."""
     bytes_per_second: int = 0
 
 
@@ -129,6 +131,7 @@ class _Pair:
     def __init__(self, proxy: FaultProxy, client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.client, self.server = proxy, client, server
         self.hung = self.slowed = False
+        self.end: Callable[[socket.socket], None] = _reset
         self.passed = {True: 0, False: 0}
 
     def pump(self, upwards: bool) -> None:
@@ -137,7 +140,7 @@ class _Pair:
             while chunk := source.recv(_CHUNK):
                 if not self._passes(chunk, upwards, target):
                     for one in (target, source):
-                        _reset(one)
+                        self.end(one)
         for one in (self.client, self.server):
             _shut(one)
 
@@ -155,6 +158,7 @@ class _Pair:
             left = fault.after - self.passed[upwards]
             if len(chunk) > left and self.proxy.happened(fault):
                 target.sendall(chunk[: max(0, left)])
+                self.end = _shut if fault.closes else _reset
                 return False
             self.passed[upwards] += len(chunk)
         target.sendall(chunk)

@@ -6,7 +6,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -304,6 +304,32 @@ def test_an_answer_of_no_such_object_may_be_cut_anywhere(
     few_tries(monkeypatch)
     with pytest.raises(Unreachable, match="cuts connections"):
         remote.read_bytes(f"{world.bucket}/nothing/here")
+
+
+ASKED: dict[str, Callable[[str], object]] = {
+    "list": lambda bucket: remote.list_files(f"{bucket}/trained"),
+    "head": lambda bucket: remote.size(f"{bucket}/trained/metrics.jsonl"),
+    "get": lambda bucket: remote.read_bytes(f"{bucket}/trained/metrics.jsonl"),
+    "none": lambda bucket: remote.exists(f"{bucket}/nothing/here"),
+}
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("asked", ASKED)
+def test_an_answer_that_ends_early_is_none(
+    world: World, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, asked: str, closes: bool
+) -> None:
+    whole = ASKED[asked](world.bucket)
+    assert whole or asked == "none"
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    # in the status line; at the end of a line of the head; in its Content-Length; later in it; in the body
+    for after in (10, len("HTTP/1.1 200 OK\r\n"), 55, 120, 190, *([] if asked in ("head", "none") else [500])):
+        proxy.fail(Fault("cut", after=after, closes=closes))
+        with pytest.raises(Unreachable, match="cuts connections"):
+            ASKED[asked](world.bucket)
+    few_tries(monkeypatch)
+    proxy.fail(Fault("cut", times=1, after=120, closes=closes))
+    assert ASKED[asked](world.bucket) == whole
 
 
 def test_secrets_stay_out_of_messages(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
